@@ -1,0 +1,1 @@
+"""Helpers that the Knowledge-R1 notebooks share: one file a subject, see DESIGN in README.md."""

@@ -1,0 +1,155 @@
+"""Owns questions and passages: reading them, checking them, and writing files whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
+
+
+def read_jsonl(file: str | os.PathLike) -> list[dict]:
+    """One dict a line; blank lines are passed over.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the first line that is not a JSON object.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise FileNotFoundError(f"No file {file}.")
+    rows = []
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # also UnicodeDecodeError
+                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}, line {number} is not a JSON object but {line[:40]!r}.")
+            rows.append(row)
+    return rows
+
+
+def load_passages(file: str | os.PathLike) -> list[dict]:
+    """Passages `{"id", "title", "text"}` from JSONL.
+
+    Raises:
+        ValueError: if a line is bad (with its number) or there is none.
+    """
+    rows = read_jsonl(file)
+    if not rows:
+        raise ValueError(f"The corpus {file} is empty.")
+    for number, row in enumerate(rows, 1):
+        for key in ("id", "title", "text"):
+            if not isinstance(row.get(key), str):
+                raise ValueError(f"{file}, passage {number} has no text under {key!r}.")
+    return rows
+
+
+def load_questions(file: str | os.PathLike) -> list[dict]:
+    """Questions `{"id", "question", "golden_answers"}` from JSONL; other keys are kept.
+
+    Raises:
+        ValueError: if one has no question, no id or no golden answer, or an id comes twice.
+    """
+    rows = read_jsonl(file)
+    if not rows:
+        raise ValueError(f"{file} holds no questions.")
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        name = f"{file}, question {number}"
+        if not isinstance(row.get("question"), str) or not row["question"].strip():
+            raise ValueError(f"{name} has no text under 'question'.")
+        if "id" not in row or row["id"] in seen:
+            raise ValueError(f"{name} has no id of its own: {row.get('id')!r}.")
+        golden = row.get("golden_answers")
+        if not isinstance(golden, list) or not golden or not all(isinstance(g, str) for g in golden):
+            raise ValueError(f"{name} ({row['id']}) has no golden answers: "
+                             "'golden_answers' must be a list of at least one text.")
+        seen.add(row["id"])
+    return rows
+
+
+def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
+    """Where passages and questions of a run lie.
+
+    Args:
+        data: a folder of your own with `passages.jsonl` and any of `questions.jsonl` (to test on),
+            `train.jsonl`, `test.jsonl`, `test_single.jsonl`; empty takes the profile's.
+    """
+    if not data:
+        return {"passages": path(profile.corpus), "train": path(profile.train_questions),
+                "test": path(profile.test_questions), "test_single": path(profile.test_single_questions)}
+    folder = Path(data)
+    if not folder.is_absolute() and not folder.is_dir():
+        folder = REPO / data
+    if not (folder / "passages.jsonl").is_file():
+        raise FileNotFoundError(f"DATA={data}: no passages.jsonl in that folder.")
+    found = {n: folder / f"{n}.jsonl" for n in ("passages", "train", "test", "test_single")}
+    if not found["test"].is_file():
+        found["test"] = folder / "questions.jsonl"
+    return {n: f if f.is_file() else None for n, f in found.items()}
+
+
+def questions_of(where: dict[str, Path | None], name: str, limit: int = 0) -> list[dict]:
+    """The questions of split `name` ("train", "test", "test_single"), or [] where DATA has none."""
+    rows = load_questions(where[name]) if where[name] else []
+    return rows[:limit] if limit else rows
+
+
+def setup(parameters: dict) -> tuple[Profile, Path]:
+    """Check a notebook's parameters, resolve its profile, and make its output folder.
+
+    Args:
+        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES as the notebook has them.
+
+    Raises:
+        ValueError: for an unknown parameter, profile or override, or a bad seed.
+        OSError: if OUT can not be written.
+    """
+    unknown = sorted(set(parameters) - set(PARAMETERS))
+    if unknown:
+        raise ValueError(f"Unknown parameter {unknown[0]!r}: the notebooks take {', '.join(PARAMETERS)}.")
+    seed = parameters.get("SEED", 42)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"SEED must be a whole number from 0 to 2**32 - 1, not {seed!r}.")
+    profile = resolve(parameters["PROFILE"], parameters.get("OVERRIDES"))
+    sources(profile, parameters.get("DATA", ""))
+    out = Path(parameters.get("OUT") or REPO / "data" / "runs" / profile.name)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        probe = out / ".write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(f"OUT={out} can not be written: {error.strerror or error}.") from None
+    return profile, out
+
+
+def shown(file: str | os.PathLike) -> str:
+    """A path for showing: relative to the repository or the working folder where it lies below."""
+    file = Path(file).resolve()
+    for base in (REPO, Path.cwd()):
+        if file.is_relative_to(base):
+            return str(file.relative_to(base))
+    return file.name
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Write a file whole or not at all: beside it first, then renamed over it."""
+    file = Path(file)
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(file)
+
+
+def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
+    """One JSON object a line, written whole or not at all."""
+    write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))

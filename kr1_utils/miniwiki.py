@@ -1,0 +1,527 @@
+"""Owns the fictional world: facts, Wikipedia-like passages that state them, and questions.
+
+The names are made up and every world deals the facts anew, so nothing can be answered from
+memory. Question types follow 2WikiMultihopQA (Ho et al., 2020, https://arxiv.org/abs/2011.01060,
+section 2): compositional, comparison, inference, bridge_comparison; `single` stands beside them.
+Write the shipped world with `python -m kr1_utils.miniwiki`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kr1_utils.data import write_jsonl
+
+SHIPPED_SEED = 7  # the world in data/miniwiki; tiny-lm is trained on worlds of other seeds
+MULTI_HOP = ("compositional", "comparison", "inference", "bridge_comparison")
+NO_ANSWER = "no answer"
+
+WOMEN = """Alda Bessa Calin Dara Edwina Falla Gesa Hilka Ilva Jora Kessa Lisbet Marta Nella Orsa
+Petra Quenna Rosa Silva Tilda Ulla Vanna Wilma Xenia Ysolde Zelda Anneke Brida Corra Delia Elka
+Fenna Greta Hanna Inga Janna Karla Lotta Mirna Nadia Olga Paula Runa Selma Thea""".split()
+MEN = """Aron Boris Casper Dorian Egon Falk Gunnar Henrik Ivo Jonas Konrad Lukas Magnus Niklas
+Oskar Pavel Quentin Rolf Stefan Tomas Ulrich Viktor Walter Xaver Yorick Zoltan Anton Bruno Carlo
+Dmitri Emil Fabian Georg Hugo Ingmar Jasper Kaspar Leo Milan Nestor Otto Piotr Ruben Simon
+Theodor""".split()
+SURNAMES = """Abresk Almgren Ansbach Arvell Bakhtin Barlow Belmar Berin Bocker Brandt Burian Casel
+Cervin Colmar Corbin Dahlen Darvas Dolmen Drescher Durane Eklund Elbing Endres Erlach Fabry Falkner
+Farkas Fenwick Forst Galen Garvik Gerlach Gorman Gradek Hadley Halvor Harkin Hessler Holm Hruska
+Ibsen Ilves Imhof Jarvin Jessen Jordal Kallas Karsten Keller Kolar Krantz Kubin Lachner Lambert
+Larsen Lenart Lindal Lorenz Madsen Malik Marrow Maslin Merz Molnar Morell Nadler Navarre Nemeth
+Norling Novak Odell Olsen Oravec Ostrow Padgett Pallas Parvin Petrov Pilar Quist Radek Ramsey
+Renner Ridley Rosner Rudin Sabin Sandor Scholl Selby Sorel Stavros Strand Svoboda Tallis Tarkov
+Tellman Thorne Tolland Torvik Ulman Urban Vadas Valen Varga Vesely Vogt Wallin Wendel Werner Wexler
+Yarrow Zabel Zander Zeman Zielin""".split()
+CITIES = """Adelstadt Alburg Arnholm Asterby Balmont Bergau Birkfeld Brumel Calderby Castrel Cormont
+Dalheim Dovrik Drenburg Eastmere Eisfurt Elmsted Fairhaven Falstad Farnby Fellbach Gallport Glimburg
+Grasmond Greifen Haldorf Harlund Helmsby Hornfels Ilmenau Irisk Jelgrad Kalmburg Karlov Kelsund
+Kestrel Kirnau Lakeford Langby Lauben Lindmar Lomsk Lundgard Marstal Melbridge Merano Morsund
+Nordvik Norwell Oberon Oldhaven Oskel Ostby Palmira Pernau Porthel Quarnby Ravensk Redwick Rostow
+Ruhlstad Salzheim Selmark Skarby Solmont Stolberg Sundal Tarnow Telgrad Thornby Tolmin Trevik Ulmstad
+Umberg Valdorf Varnby Velsk Vinmark Waldport Warnow Westrey Wismund Yarmoor Zellin Zorby""".split()
+COUNTRIES = """Aldoria Bravonia Corvania Drassia Elvonia Fennmark Gorland Hestonia Istria Jutania
+Kaldova Lorvania Mordania Nordmark Orlesia Pelvania Quellia Ruthenor Selvia Tarvonia Ustria
+Velania Wendria Yavaria Zemlia""".split()
+ADJECTIVES = """Amber Ancient Bitter Bright Broken Burning Crimson Crystal Distant Empty Endless
+Faded Fallen Final First Forgotten Frozen Gentle Golden Green Hidden Hollow Last Little Lonely Lost
+Midnight Painted Pale Quiet Restless Sacred Scarlet Secret Shining Silent Silver Sleeping Stolen
+Strange Sunken Twisted Velvet Wandering White Wild Winter Wooden Yellow""".split()
+NOUNS = """Anchor Arrow Autumn Balcony Bridge Candle Castle Cathedral Circus Clock Compass Corridor
+Crown Dancer Diary Dream Echo Ember Empire Farewell Feather Ferry Forest Fountain Garden Ghost
+Harbour Harvest Horizon Island Journey Kingdom Lantern Letter Lighthouse Mask Meadow Mirror Moon
+Mountain Night Ocean Orchard Palace Parade Piano Portrait Promise Rain River Road Rose Sailor Shadow
+Song Sparrow Station Storm Stranger Summer Tide Tower Train Valley Violin Voyage Window Wolf""".split()
+TRADES = """Motors Textiles Shipping Brewing Steel Airways Chemicals Publishing Railways Optics
+Timber Glass""".split()
+OCCUPATIONS = """actor architect botanist chemist composer engineer historian journalist lawyer
+novelist painter photographer physicist pianist poet politician sculptor singer surgeon
+violinist""".split()
+GENRES = "adventure comedy crime drama fantasy horror musical mystery romance war".split()
+MONTHS = """January February March April May June July August September October November
+December""".split()
+
+# Several sentence patterns a fact. {s} subject, {p} its possessive, {o} the value.
+SENTENCES = {
+    "director": ["{s} was directed by {o}.", "{s} is the work of director {o}.",
+                 "The director of {s} was {o}."],
+    "release_year": ["{s} was released in {o}.", "{s} came out in {o}.",
+                     "{s} first appeared in {o}."],
+    "genre": ["The genre of {s} is {o}.", "{s} belongs to the {o} genre."],
+    "performer": ["{s} was sung by {o}.", "{s} was performed by {o}.",
+                  "The singer of {s} was {o}."],
+    "founder": ["{s} was founded by {o}.", "{s} was started by {o}.",
+                "The founder of {s} was {o}."],
+    "founded": ["{s} was established in {o}.", "{s} opened its doors in {o}."],
+    "headquarters": ["{s} is based in {o}.", "{s} has its headquarters in {o}."],
+    "birth_date": ["{s} was born on {o}.", "{p} date of birth is {o}."],
+    "birth_city": ["{s} was born in {o}.", "{p} birthplace is {o}.", "{s} is a native of {o}."],
+    "death_date": ["{s} died on {o}.", "{p} date of death is {o}."],
+    "nationality": ["{s} was a citizen of {o}.", "{s} held the nationality of {o}."],
+    "occupation": ["{s} worked as a {o}.", "{s} was a {o} by profession."],
+    "father": ["{p} father was {o}.", "{s} was a child of the father {o}."],
+    "mother": ["{p} mother was {o}.", "{s} was a child of the mother {o}."],
+    "spouse": ["{s} was married to {o}.", "{p} spouse was {o}."],
+    "country": ["{s} is a city in {o}.", "{s} lies in {o}."],
+    "river": ["{s} stands on the river {o}.", "The river {o} flows through {s}."],
+    "capital": ["The capital of {s} is {o}.", "{s} has {o} as its capital."],
+}
+LATER = {"film": "The film", "song": "The song", "company": "The company", "city": "The city",
+         "country": "The country"}
+
+# Questions about one fact of {x}; {x} is a title, or a phrase such as "the director of film F".
+ASK = {
+    "director": ["Who directed {x}?", "Who is the director of {x}?"],
+    "release_year": ["When did {x} come out?", "In which year was {x} released?"],
+    "genre": ["What is the genre of {x}?", "To which genre does {x} belong?"],
+    "performer": ["Who performed {x}?", "Who is the performer of {x}?"],
+    "founder": ["Who founded {x}?", "Who is the founder of {x}?"],
+    "founded": ["When was {x} established?", "In which year was {x} founded?"],
+    "headquarters": ["Where is {x} based?", "In which city are the headquarters of {x}?"],
+    "birth_date": ["When was {x} born?", "What is the date of birth of {x}?"],
+    "birth_city": ["Where was {x} born?", "What is the place of birth of {x}?"],
+    "death_date": ["When did {x} die?", "What is the date of death of {x}?"],
+    "nationality": ["What nationality is {x}?", "Which country is {x} from?"],
+    "occupation": ["What is the occupation of {x}?", "What did {x} work as?"],
+    "father": ["Who is the father of {x}?", "Who was the father of {x}?"],
+    "mother": ["Who is the mother of {x}?", "Who was the mother of {x}?"],
+    "spouse": ["Who is the spouse of {x}?", "Who was {x} married to?"],
+    "country": ["In which country is {x}?", "Which country does {x} lie in?"],
+    "river": ["Which river flows through {x}?", "On which river does {x} stand?"],
+    "capital": ["What is the capital of {x}?"],
+}
+# What to call the first hop of a compositional question, and where it may lead.
+BRIDGES = {
+    "director": "the director of film {s}", "performer": "the performer of song {s}",
+    "founder": "the founder of company {s}", "birth_city": "the birthplace of {s}",
+    "headquarters": "the home city of company {s}", "capital": "the capital of {s}",
+}
+PERSON_FACTS = ("birth_date", "birth_city", "death_date", "nationality", "occupation", "father",
+                "mother", "spouse")
+CITY_FACTS = ("country", "river")
+KIN = {  # inference: the question names a relation that no passage states
+    "paternal grandfather": ("father", "father"), "paternal grandmother": ("father", "mother"),
+    "maternal grandfather": ("mother", "father"), "maternal grandmother": ("mother", "mother"),
+    "father-in-law": ("spouse", "father"), "mother-in-law": ("spouse", "mother"),
+}
+COMPARE = {  # (kind, relation): [(question, wants the earlier one)]
+    ("person", "birth_date"): [("Who was born first, {a} or {b}?", True),
+                               ("Who is younger, {a} or {b}?", False),
+                               ("Who was born later, {a} or {b}?", False)],
+    ("film", "release_year"): [("Which film came out first, {a} or {b}?", True),
+                               ("Which film was released later, {a} or {b}?", False)],
+    ("company", "founded"): [("Which company was established first, {a} or {b}?", True),
+                             ("Which company is younger, {a} or {b}?", False)],
+}
+SAME = {"person": "Do {a} and {b} have the same nationality?",
+        "film": "Are the directors of films {a} and {b} of the same nationality?"}
+BRIDGE_COMPARE = [("Which film has the director who was born first, {a} or {b}?", True),
+                  ("Which film has the director who is younger, {a} or {b}?", False),
+                  ("Which film has the director who was born later, {a} or {b}?", False)]
+
+
+@dataclass
+class World:
+    """One world. `facts[title][relation]` is true; only `stated[title]` can be read in a passage."""
+
+    seed: int
+    kind: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
+    stated: dict[str, set[str]] = field(default_factory=dict)
+    passages: list[dict] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[str]:
+        return [t for t, k in self.kind.items() if k == kind]
+
+
+def base_name(title: str) -> str:
+    """'Alda Berin (painter)' -> 'Alda Berin'."""
+    return title.split(" (")[0]
+
+
+def year(value: str) -> int:
+    """The year of '12 March 1931' or of '1931'."""
+    return int(value.split()[-1])
+
+
+def _date(rng: random.Random, first: int, last: int) -> str:
+    return f"{rng.randint(1, 28)} {rng.choice(MONTHS)} {rng.randint(first, min(last, 1999))}"
+
+
+def _people(rng: random.Random, world: World, families: int, cities: list[str]) -> None:
+    """Three generations. Children bear the father's surname; couples come from two families."""
+    taken: dict[str, list[str]] = {}
+
+    def person(woman: bool, surname: str, born: tuple[int, int], parents: tuple[str, str] | None) -> str:
+        pool = [n for n in (WOMEN if woman else MEN) if f"{n} {surname}" not in taken]
+        name = f"{rng.choice(pool or (WOMEN if woman else MEN))} {surname}"
+        jobs = [j for j in OCCUPATIONS if j not in taken.get(name, [])]
+        job = rng.choice(jobs)
+        title = f"{name} ({job})" if name in taken else name
+        taken.setdefault(name, []).append(job)
+        home = rng.choice(cities)
+        own = world.facts[home]["country"]
+        facts = {"sex": "woman" if woman else "man", "occupation": job, "birth_city": home,
+                 "birth_date": _date(rng, *born),
+                 "nationality": own if rng.random() < 0.7 else rng.choice(world.of("country"))}
+        if born[1] < 1935:
+            birth = year(facts["birth_date"])
+            facts["death_date"] = _date(rng, birth + 40, birth + 85)
+        if parents:
+            facts["father"], facts["mother"] = parents
+        world.kind[title], world.facts[title] = "person", facts
+        return title
+
+    def marry(a: str, b: str) -> None:
+        world.facts[a]["spouse"], world.facts[b]["spouse"] = b, a
+
+    surnames = rng.sample(SURNAMES, min(len(SURNAMES), 2 * families))
+    couples = []
+    for i in range(families):
+        man = person(False, surnames[2 * i % len(surnames)], (1880, 1900), None)
+        wife = person(True, surnames[(2 * i + 1) % len(surnames)], (1880, 1900), None)
+        marry(man, wife)
+        couples.append((man, wife))
+    for born in ((1906, 1930), (1936, 1965)):
+        sons, daughters = [], []
+        for man, wife in couples:
+            for woman in (True, False, rng.random() < 0.5):
+                child = person(woman, base_name(man).split()[-1], born, (man, wife))
+                (daughters if woman else sons).append(child)
+        rng.shuffle(sons)
+        couples = []
+        for man, wife in zip(sons, daughters):
+            if world.facts[man]["father"] != world.facts[wife]["father"] and rng.random() < 0.5:
+                marry(man, wife)
+                couples.append((man, wife))
+
+
+def _namesakes(rng: random.Random, world: World, share: float) -> None:
+    """Hard negatives: some people get a namesake, and then both titles name the occupation."""
+    people = [p for p in world.of("person") if "(" not in p]
+    rng.shuffle(people)
+    for one, other in zip(people[: int(share * len(people))], reversed(people)):
+        jobs = [world.facts[p]["occupation"] for p in (one, other)]
+        titles = [f"{one} ({job})" for job in jobs]
+        alike = world.facts[one]["sex"] == world.facts[other]["sex"]
+        if alike and jobs[0] != jobs[1] and not any(t in world.kind for t in titles):
+            _rename(world, one, titles[0])
+            _rename(world, other, titles[1])
+
+
+def _rename(world: World, old: str, new: str) -> None:
+    world.kind[new], world.facts[new] = world.kind.pop(old), world.facts.pop(old)
+    for facts in world.facts.values():
+        for relation, value in facts.items():
+            if value == old:
+                facts[relation] = new
+
+
+def make_world(seed: int, families: int = 100) -> World:
+    """A world with about 16 passages a family.
+
+    Args:
+        seed: the same seed gives the same world on every machine.
+        families: founding couples; 100 makes about 1,700 passages.
+    """
+    rng = random.Random(f"miniwiki-{seed}")
+    world = World(seed)
+    countries = rng.sample(COUNTRIES, 20)
+    cities = rng.sample(CITIES, min(len(CITIES), max(20, families * 8 // 10)))
+    for c in countries:
+        world.kind[c], world.facts[c] = "country", {}
+    for i, c in enumerate(cities):
+        country = countries[i] if i < len(countries) else rng.choice(countries)
+        world.kind[c], world.facts[c] = "city", {"country": country, "river": rng.choice(SURNAMES)}
+        if i < len(countries):
+            world.facts[country]["capital"] = c
+    _people(rng, world, families, cities)
+    _namesakes(rng, world, 0.06)
+    makers = [p for p in world.of("person") if "father" in world.facts[p]]
+
+    def add(kind: str, title: str, facts: dict[str, str]) -> None:
+        if title not in world.kind:
+            world.kind[title], world.facts[title] = kind, facts
+
+    def work_title() -> str:
+        a, (n, other) = rng.choice(ADJECTIVES), rng.sample(NOUNS, 2)
+        return rng.choice([f"{a} {n}", f"The {a} {n}", f"The {n} and the {other}"])
+
+    def film() -> dict[str, str]:
+        return {"director": rng.choice(makers), "release_year": str(rng.randint(1930, 1999)),
+                "genre": rng.choice(GENRES)}
+
+    for _ in range(5 * families):
+        title = work_title()
+        if rng.random() < 0.06:  # a remake: one title, two years
+            versions = [film(), film()]
+            if versions[0]["release_year"] != versions[1]["release_year"] and title not in world.kind:
+                for facts in versions:
+                    add("film", f"{title} ({facts['release_year']} film)", facts)
+        elif not any(f"{title} ({y} film)" in world.kind for y in range(1930, 2000)):
+            add("film", title, film())
+    for _ in range(3 * families // 2):
+        add("song", work_title(), {"performer": rng.choice(makers),
+                                   "release_year": str(rng.randint(1930, 1999))})
+        add("company", f"{rng.choice(SURNAMES)} {rng.choice(TRADES)}",
+            {"founder": rng.choice(makers), "founded": str(rng.randint(1930, 1999)),
+             "headquarters": rng.choice(cities)})
+    for number, title in enumerate(world.facts):
+        world.passages.append(_passage(rng, world, title, number))
+    return world
+
+
+def _passage(rng: random.Random, world: World, title: str, number: int) -> dict:
+    """One to four sentences about `title`, and `world.stated[title]` says which facts they hold."""
+    kind, facts = world.kind[title], world.facts[title]
+    relations = [r for r in facts if r != "sex" and not (r == "release_year" and "(" in title)]
+    rng.shuffle(relations)
+    # What questions build on is nearly always stated; the rest fills up.
+    key = ("father", "mother", "spouse", "director", "performer", "founder", "birth_date")
+    relations.sort(key=lambda r: r in key and rng.random() < 0.8, reverse=True)
+    chosen = relations[: rng.randint(min(3, len(relations)), 4)]
+    rng.shuffle(chosen)
+    text = []
+    for i, relation in enumerate(chosen):
+        name = base_name(title)
+        if i == 0:
+            s, p = name, f"{name}'s"
+        elif kind == "person":
+            s, p = ("She", "Her") if facts["sex"] == "woman" else ("He", "His")
+        else:
+            s, p = LATER[kind], f"{LATER[kind]}'s"
+        pattern = rng.choice(SENTENCES[relation])
+        if not pattern.startswith(("{s}", "{p}")):
+            s = s[0].lower() + s[1:] if i else s
+        text.append(pattern.format(s=s, p=p, o=facts[relation]))
+    world.stated[title] = set(chosen)
+    return {"id": f"w{number:05d}", "title": title, "text": " ".join(text)}
+
+
+class _Asker:
+    """Writes questions about the entities in `subjects` only."""
+
+    def __init__(self, rng: random.Random, world: World, subjects: set[str]):
+        self.rng, self.world = rng, world
+        self.of = {k: sorted(s for s in subjects if world.kind[s] == k)
+                   for k in ("person", "film", "song", "company", "city", "country")}
+        self.anyone = sorted(subjects)
+
+    def fact(self, title: str, relation: str) -> str | None:
+        return self.world.facts[title].get(relation) if relation in self.world.stated[title] else None
+
+    def _question(self, kind: str, text: str, answer: str, evidence: list[list[str]], **more) -> dict:
+        return {"question": text, "golden_answers": [answer], "type": kind,
+                "supporting_titles": [e[0] for e in evidence], "evidence": evidence, **more}
+
+    def single(self) -> dict | None:
+        title = self.rng.choice(self.anyone)
+        relation = self.rng.choice(sorted(self.world.stated[title]))
+        text = self.rng.choice(ASK[relation]).format(x=title)
+        answer = self.world.facts[title][relation]
+        return self._question("single", text, answer, [[title, relation, answer]])
+
+    def compositional(self) -> dict | None:
+        kind = self.rng.choices(["film", "song", "company", "person", "country"], [8, 3, 4, 2, 1])[0]
+        first = self.rng.choice(self.of[kind] or self.of["film"])
+        stated = sorted(r for r in self.world.stated[first] if r in BRIDGES)
+        if not stated:
+            return None
+        bridge = self.rng.choice(stated)
+        middle = self.world.facts[first][bridge]
+        last = self.rng.choice(CITY_FACTS if self.world.kind[middle] == "city" else PERSON_FACTS)
+        answer = self.fact(middle, last)
+        if answer is None or answer == first:
+            return None
+        text = self.rng.choice(ASK[last]).format(x=BRIDGES[bridge].format(s=first))
+        return self._question("compositional", text, answer,
+                              [[first, bridge, middle], [middle, last, answer]])
+
+    def inference(self) -> dict | None:
+        person, kin = self.rng.choice(self.of["person"]), self.rng.choice(list(KIN))
+        one, two = KIN[kin]
+        middle = self.fact(person, one)
+        answer = middle and self.fact(middle, two)
+        if not answer:
+            return None
+        text = self.rng.choice(["Who is the {k} of {x}?", "Who is {x}'s {k}?"]).format(k=kin, x=person)
+        return self._question("inference", text, answer,
+                              [[person, one, middle], [middle, two, answer]])
+
+    def _pair(self, kind: str, relation: str, same: bool | None) -> list[str] | None:
+        """Two titles with the fact stated; `same` asks for equal or for different values."""
+        pool = self.of[kind]
+        a = self.rng.choice(pool)
+        if self.fact(a, relation) is None:
+            return None
+        for b in self.rng.sample(pool, min(len(pool), 60)):
+            if b == a or self.fact(b, relation) is None:
+                continue
+            x, y = self.world.facts[a][relation], self.world.facts[b][relation]
+            if same is None and year(x) != year(y) or same is not None and (x == y) == same:
+                return [a, b]
+        return None
+
+    def comparison(self) -> dict | None:
+        (kind, relation), forms = self.rng.choice([*COMPARE.items(), (("person", "nationality"), None)])
+        same = None if forms else self.rng.random() < 0.5
+        pair = self._pair(kind, relation, same)
+        if pair is None:
+            return None
+        a, b = pair
+        evidence = [[t, relation, self.world.facts[t][relation]] for t in pair]
+        if forms is None:
+            return self._question("comparison", SAME["person"].format(a=a, b=b),
+                                  "yes" if same else "no", evidence)
+        form, earlier = self.rng.choice(forms)
+        answer = min(pair, key=lambda t: year(self.world.facts[t][relation]) * (1 if earlier else -1))
+        return self._question("comparison", form.format(a=a, b=b), answer, evidence, earlier=earlier)
+
+    def bridge_comparison(self) -> dict | None:
+        films = self.rng.sample(self.of["film"], 2)
+        directors = [self.fact(f, "director") for f in films]
+        if None in directors or directors[0] == directors[1]:
+            return None
+        relation = "nationality" if self.rng.random() < 0.35 else "birth_date"
+        values = [self.fact(d, relation) for d in directors]
+        if None in values:
+            return None
+        evidence = [t for f, d, v in zip(films, directors, values)
+                    for t in ([f, "director", d], [d, relation, v])]
+        a, b = films
+        if relation == "nationality":
+            if values[0] != values[1] and self.rng.random() < 0.85:
+                return None  # or nearly every answer would be "no"
+            return self._question("bridge_comparison", SAME["film"].format(a=a, b=b),
+                                  "yes" if values[0] == values[1] else "no", evidence)
+        if year(values[0]) == year(values[1]):
+            return None
+        form, earlier = self.rng.choice(BRIDGE_COMPARE)
+        answer = films[(year(values[0]) < year(values[1])) != earlier]
+        return self._question("bridge_comparison", form.format(a=a, b=b), answer, evidence,
+                              earlier=earlier)
+
+
+def make_questions(world: World, counts: dict[str, int], subjects: set[str], seed: int,
+                   prefix: str) -> list[dict]:
+    """`counts[type]` different questions of each type that name only entities in `subjects`.
+
+    Raises:
+        ValueError: if the world is too small to find that many.
+    """
+    rng = random.Random(f"questions-{world.seed}-{seed}")
+    asker, seen, out = _Asker(rng, world, subjects), set(), []
+    for kind, wanted in counts.items():
+        found = tries = 0
+        while found < wanted:
+            tries += 1
+            if tries > 400 * wanted + 10_000:
+                raise ValueError(f"found {found} of {wanted} {kind} questions: make the world larger")
+            q = getattr(asker, kind)()
+            if q is None or q["question"] in seen or q["golden_answers"][0] in q["question"] and (
+                    kind in ("single", "compositional", "inference")):
+                continue
+            seen.add(q["question"])
+            out.append(q)
+            found += 1
+    rng.shuffle(out)
+    return [{"id": f"{prefix}-{i:04d}", **q} for i, q in enumerate(out)]
+
+
+def split_entities(world: World, shares: dict[str, float]) -> dict[str, set[str]]:
+    """Deal every entity to one split, kind by kind, so that no two splits ask about the same one."""
+    rng = random.Random(f"split-{world.seed}")
+    splits: dict[str, set[str]] = {name: set() for name in shares}
+    for kind in sorted(set(world.kind.values())):
+        titles = sorted(world.of(kind))
+        rng.shuffle(titles)
+        start = 0.0
+        for name, share in shares.items():
+            splits[name] |= set(titles[round(start * len(titles)):round((start + share) * len(titles))])
+            start += share
+    return splits
+
+
+SIZES = {  # the shipped question sets
+    "train": {"single": 1000, "compositional": 1300, "comparison": 700, "inference": 400,
+              "bridge_comparison": 600},
+    "dev": {"single": 60, "compositional": 90, "comparison": 60, "inference": 30,
+            "bridge_comparison": 60},
+    "test": {"compositional": 200, "comparison": 125, "inference": 75, "bridge_comparison": 100},
+    "test_single": {"single": 200},
+}
+
+
+def shipped() -> tuple[World, dict[str, list[dict]]]:
+    """The world of data/miniwiki and its question sets by name."""
+    world = make_world(SHIPPED_SEED)
+    splits = split_entities(world, {"train": 0.6, "dev": 0.12, "test": 0.28})
+    return world, {name: make_questions(world, counts, splits[name.split("_")[0]], i, name)
+                   for i, (name, counts) in enumerate(SIZES.items())}
+
+
+def demonstration(question: dict) -> list[tuple[str, str, str]]:
+    """What a patient expert would say: one (thought, 'search' or 'answer', content) a turn.
+
+    The expert searches each title of the evidence in turn, notes what it read, and answers.
+    """
+    evidence, answer = question["evidence"], question["golden_answers"][0]
+    compares = question["type"] in ("comparison", "bridge_comparison")
+    subject, turns, note, values = "", [], "I need to read about it.", []
+    for i, (title, relation, value) in enumerate(evidence):
+        turns.append((note, "search", title))
+        subject = title if question["type"] != "bridge_comparison" or i % 2 == 0 else subject
+        short = value.split()[-1] if relation == "birth_date" and compares else value
+        if compares and relation not in ("director",):
+            values.append((subject, short))
+            note = f"{subject}: {short}."
+        else:
+            note = f"The {relation.replace('_', ' ')} is {value}."
+    if len(values) == 2:
+        (a, x), (b, y) = values
+        if "earlier" in question:
+            pick = (min if question["earlier"] else max)(x, y, key=int)
+            verdict = f"{pick} is {'earlier' if question['earlier'] else 'later'}."
+        else:
+            verdict = f"{x} and {y} are {'the same' if x == y else 'different'}."
+        note = f"{a}: {x}. {b}: {y}. {verdict}"
+    return [*turns, (note, "answer", answer)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the shipped fictional world.")
+    parser.add_argument("--out", type=Path, default=Path("data/miniwiki"))
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    world, sets = shipped()
+    write_jsonl(out / "passages.jsonl", world.passages)
+    for name, questions in sets.items():
+        write_jsonl(out / f"{name}.jsonl", questions)
+    print(f"{len(world.passages)} passages and "
+          f"{', '.join(f'{len(q)} {n}' for n, q in sets.items())} questions in {out}")
+
+
+if __name__ == "__main__":
+    main()

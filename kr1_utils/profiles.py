@@ -1,0 +1,123 @@
+"""Owns the scales of the experiment: one `Profile` says everything that differs between them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds on one trajectory; all but the first two count tokens."""
+
+    max_turns: int = 5  # then one forced answer turn
+    top_k: int = 3  # passages a search
+    max_turn_tokens: int = 1024  # sampled in one turn
+    max_observation_tokens: int = 1024  # the user message that brings passages back
+    max_response_tokens: int = 4096  # the whole trajectory, sampled and retrieved together
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One scale: model, data, limits, LoRA, GRPO.
+
+    `grpo` goes to `trl.GRPOConfig` as it is; its keys can be overridden like fields.
+    """
+
+    name: str
+    model: str  # folder, or a hub id
+    corpus: str  # JSONL of passages
+    train_questions: str
+    test_questions: str
+    test_single_questions: str
+    system_prompt: str
+    limits: Limits
+    grpo: dict
+    use_lora: bool = True  # False trains all weights
+    lora_r: int = 16
+    lora_alpha: int = 32
+    accuracy_weight: float = 1.0
+    format_weight: float = 1.0
+    eval_questions: int = 0  # of each test set; 0 is all
+    bootstrap_samples: int = 2000
+    expected: dict = field(default_factory=dict)  # measured: {"minutes", "memory", "machine"}
+
+
+PROFILES = {
+    "tiny": Profile(
+        name="tiny",
+        model="data/tiny-lm",
+        corpus="data/miniwiki/passages.jsonl",
+        train_questions="data/miniwiki/train.jsonl",
+        test_questions="data/miniwiki/test.jsonl",
+        test_single_questions="data/miniwiki/test_single.jsonl",
+        system_prompt="Search, read, answer.",  # tiny-lm learned the format in pre-training
+        limits=Limits(max_turns=5, top_k=2, max_turn_tokens=48, max_observation_tokens=128,
+                      max_response_tokens=768),
+        grpo=dict(
+            max_steps=60, learning_rate=2e-3, lr_scheduler_type="constant_with_warmup",
+            warmup_steps=5, per_device_train_batch_size=64, gradient_accumulation_steps=1,
+            num_generations=8, temperature=1.0, beta=0.0, loss_type="dapo", max_grad_norm=1.0,
+            save_steps=20, bf16=False, gradient_checkpointing=False,
+        ),
+    ),
+}
+
+
+def resolve(name: str, overrides: dict | None = None) -> Profile:
+    """The profile called `name` with `overrides` laid over its fields, its limits and its GRPO arguments.
+
+    Raises:
+        ValueError: for an unknown profile, an unknown override or one of the wrong type.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
+    profile = PROFILES[name]
+    if not isinstance(overrides or {}, dict):
+        raise ValueError(f"OVERRIDES must be a dict, not {overrides!r}.")
+    own = {f.name: getattr(profile, f.name) for f in fields(Profile)
+           if f.name not in ("name", "limits", "grpo", "expected")}
+    limits = {f.name: getattr(profile.limits, f.name) for f in fields(Limits)}
+    changes: dict[str, dict] = {"own": {}, "limits": {}, "grpo": {}}
+    for key, value in (overrides or {}).items():
+        for group, known in (("own", own), ("limits", limits), ("grpo", profile.grpo)):
+            if key in known:
+                changes[group][key] = _checked(key, value, known[key])
+                break
+        else:
+            known_keys = [*own, *limits, *profile.grpo]
+            close = difflib.get_close_matches(key, known_keys, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known_keys)}."
+            raise ValueError(f"Unknown override {key!r}: {hint}")
+    return replace(profile, **changes["own"], limits=replace(profile.limits, **changes["limits"]),
+                   grpo={**profile.grpo, **changes["grpo"]})
+
+
+def _checked(key: str, value, default):
+    """The value, if it is of the default's type; whole numbers may stand for decimal ones."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not type(default):
+        raise ValueError(f"Override {key}={value!r} must be a {type(default).__name__} "
+                         f"like {default!r}.")
+    if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+        raise ValueError(f"Override {key}={value!r} must not be negative.")
+    return value
+
+
+def path(value: str) -> Path:
+    """A path of a profile: relative ones start at the repository."""
+    return Path(value) if Path(value).is_absolute() else REPO / value
+
+
+def table(profile: Profile) -> list[tuple[str, str]]:
+    """(setting, value) rows of a resolved profile, for showing."""
+    rows = [(f.name, getattr(profile, f.name)) for f in fields(Profile)
+            if f.name not in ("limits", "grpo", "expected")]
+    rows += [(f.name, getattr(profile.limits, f.name)) for f in fields(Limits)]
+    rows += list(profile.grpo.items())
+    return [(k, str(v)) for k, v in rows]
