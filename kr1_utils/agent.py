@@ -34,7 +34,7 @@ class Trajectory:
 
     @property
     def searches(self) -> int:
-        return sum(t.kind == "search" for t in self.turns)
+        return len(self.passages)  # a search in the answer turn is not made
 
     @property
     def sampled_length(self) -> int:
@@ -57,6 +57,9 @@ def check_limits(limits: Limits, tokenizer, chat: ChatFormat) -> int:
     Raises:
         ValueError: if one search turn, an empty observation and the answer turn do not fit.
     """
+    for name in ("top_k", "max_turn_tokens"):
+        if getattr(limits, name) < 1:
+            raise ValueError(f"{name}={getattr(limits, name)} must be at least 1.")
     shortest = len(protocol.observation_ids(tokenizer, chat, [], 10**6, answer_now=True))
     shortest = max(shortest, len(_correction(tokenizer, chat, True)))
     least = limits.max_turn_tokens + 1 + (limits.max_turns > 0) * (limits.max_turn_tokens + 1 + shortest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -105,13 +106,15 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.
 
     Args:
-        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES as the notebook has them.
+        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES; a notebook hands over its `globals()`,
+            and then what papermill injected is looked at too, for papermill itself only warns.
 
     Raises:
         ValueError: for an unknown parameter, profile or override, or a bad seed.
         OSError: if OUT can not be written.
     """
-    unknown = sorted(set(parameters) - set(PARAMETERS))
+    given = _injected(parameters["In"]) if "In" in parameters else set(parameters)
+    unknown = sorted(given - set(PARAMETERS))
     if unknown:
         raise ValueError(f"Unknown parameter {unknown[0]!r}: the notebooks take {', '.join(PARAMETERS)}.")
     seed = parameters.get("SEED", 42)
@@ -130,6 +133,19 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
     return profile, out
 
 
+def _injected(cells: list[str]) -> set[str]:
+    """Names that papermill's injected cell assigns; `cells` is IPython's history `In`."""
+    found = [c for c in cells if c.startswith("# Parameters\n")]
+    return {target.id for cell in found for node in ast.parse(cell).body
+            if isinstance(node, ast.Assign) for target in node.targets}
+
+
+def index_folder(out: Path) -> Path:
+    """Where the index of a run lies: in data/index for the default output folders, else in OUT."""
+    runs = REPO / "data" / "runs"
+    return REPO / "data" / "index" / out.name if out.parent == runs else out / "index"
+
+
 def shown(file: str | os.PathLike) -> str:
     """A path for showing: relative to the repository or the working folder where it lies below."""
     file = Path(file).resolve()
@@ -137,6 +153,15 @@ def shown(file: str | os.PathLike) -> str:
         if file.is_relative_to(base):
             return str(file.relative_to(base))
     return file.name
+
+
+def reference(file: Path) -> Path:
+    """The run's own `file`, or the one of the shipped reference run where there is none yet."""
+    if file.exists():
+        return file
+    shipped = REPO / "data" / "reference" / "tiny" / "seed42" / file.name
+    print(f"{shown(file)} is not there yet: showing the shipped run's {shown(shipped)}.")
+    return shipped
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:

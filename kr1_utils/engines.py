@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -49,15 +50,15 @@ class TurnEnd(StoppingCriteria):
         return torch.tensor([n > 0 for n in self.length], device=input_ids.device)
 
 
-_CLOSING_TOKENS: dict[int, torch.Tensor] = {}
+_CLOSING_TOKENS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> table
 
 
 def closing_tokens(tokenizer) -> torch.Tensor:
     """(V,) bool: which tokens hold a '>' and so may complete a closing tag."""
-    if id(tokenizer) not in _CLOSING_TOKENS:
+    if tokenizer not in _CLOSING_TOKENS:
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        _CLOSING_TOKENS[id(tokenizer)] = torch.tensor([">" in t for t in texts])
-    return _CLOSING_TOKENS[id(tokenizer)]
+        _CLOSING_TOKENS[tokenizer] = torch.tensor([">" in t for t in texts])
+    return _CLOSING_TOKENS[tokenizer]
 
 
 class TransformersEngine:

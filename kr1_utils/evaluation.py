@@ -110,13 +110,13 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
     """
     out: dict = {}
     for when, sets in (("before", before), ("after", after)):
-        test = sets["test"]
+        test, single = sets["test"], sets["test_single"]
         out |= {f"em_{when}": mean(test, "em"), f"f1_{when}": mean(test, "f1"),
-                f"em_single_{when}": mean(sets["test_single"], "em"),
+                f"em_single_{when}": mean(single, "em") if single else None,
                 f"searches_{when}": mean(test, "searches"),
-                f"searches_single_{when}": mean(sets["test_single"], "searches"),
+                f"searches_single_{when}": mean(single, "searches") if single else None,
                 f"response_length_{when}": mean(test, "sampled_length"),
                 f"retrieved_length_{when}": mean(test, "retrieved_length"),
                 f"format_{when}": mean(test, "format"),
-                f"by_type_{when}": by_type(test + sets["test_single"])}
+                f"by_type_{when}": by_type(test + single)}
     return out

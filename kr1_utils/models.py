@@ -31,7 +31,7 @@ def load(model: str, adapter: str | os.PathLike | None = None):
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
         network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer
         raise FileNotFoundError(
             f"Model {model!r} is neither a folder with a model nor to be had from the hub "
             f"({str(error).splitlines()[0]})") from None

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 
 import bm25s
+import numba
 import Stemmer
 from bm25s.tokenization import Tokenizer
 
 STEMMER, STOP_WORDS = "english", "en"
 MANIFEST = "manifest.json"
+# Below so many passages one thread is enough, and starting numba's others would cost more: 5 s of
+# compilation, and PyTorch's own number of threads, which numba's OpenMP resets.
+PARALLEL_FROM = 100_000
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it lets every debug line through
 
 
 class Retriever:
@@ -41,7 +47,7 @@ class Retriever:
             raise ValueError("The corpus is empty: there is no passage to index.")
         tokenizer = Tokenizer(stemmer=Stemmer.Stemmer(stemmer), stopwords=stop_words)
         texts = [f"{p['title']} {p['text']}" for p in passages]
-        tokens = tokenizer.tokenize(texts, return_as="tuple", show_progress=progress)
+        tokens = tokenizer.tokenize(texts, return_as="tuple", allow_empty=False, show_progress=progress)
         if not any(tokens.ids):
             raise ValueError("No passage holds a word that can be indexed.")
         index = bm25s.BM25(backend="numba")
@@ -52,7 +58,10 @@ class Retriever:
 
     @staticmethod
     def _write(folder: Path, index, tokenizer, passages, stemmer: str, stop_words: str) -> None:
+        if folder.is_dir() and any(folder.iterdir()):
+            _manifest(folder)  # refuses to replace what is not an index of ours
         part = folder.with_name(folder.name + ".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)
         index.save(part, corpus=passages, show_progress=False)
         tokenizer.save_vocab(part)
@@ -78,13 +87,7 @@ class Retriever:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"No index at {folder}: run 01_build_index first.")
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ValueError(f"{folder} is not a complete index of kr1_utils (no readable {MANIFEST}): "
-                             "remove it and run 01_build_index.") from None
-        if not isinstance(manifest, dict) or manifest.get("made_by") != "kr1_utils":
-            raise ValueError(f"{folder} holds another program's index: choose another folder.")
+        manifest = _manifest(folder)
         for name, size in manifest["files"].items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise ValueError(f"The index in {folder} is incomplete ({name}): "
@@ -109,15 +112,29 @@ class Retriever:
             k: how many at most; passages that share no word with the query are left out.
         """
         distinct = list(dict.fromkeys(queries))
-        ids = self.tokenizer.tokenize(distinct, update_vocab=False, show_progress=False)
+        ids = self.tokenizer.tokenize(distinct, update_vocab=False, allow_empty=False, show_progress=False)
         known = {q: t for q, t in zip(distinct, ids) if t}
         found: dict[str, list[dict]] = {q: [] for q in distinct}
         if known:
+            # bm25s's own -1 counts all CPUs, also those that this process may not use, and fails.
+            threads = 1 if len(self) < PARALLEL_FROM else numba.get_num_threads()
             rows, scores = self.index.retrieve(
-                list(known.values()), k=min(k, len(self)), n_threads=-1, show_progress=False)
+                list(known.values()), k=min(k, len(self)), n_threads=threads, show_progress=False)
             for query, row, score in zip(known, rows.tolist(), scores.tolist()):
                 found[query] = [{**self.passages[r], "score": s} for r, s in zip(row, score) if s > 0]
         return [found[q] for q in queries]
+
+
+def _manifest(folder: Path) -> dict:
+    """What the index in `folder` says of itself; a ValueError if it is not one of ours."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} is not a complete index of kr1_utils (no readable {MANIFEST}): "
+                         "remove it, or choose another folder, and run 01_build_index.") from None
+    if not isinstance(manifest, dict) or manifest.get("made_by") != "kr1_utils":
+        raise ValueError(f"{folder} holds another program's index: choose another folder.")
+    return manifest
 
 
 def fingerprint(passages) -> str:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import torch
@@ -159,6 +160,30 @@ def append_log(file: Path, row: dict) -> None:
     writer.writeheader()
     writer.writerows([*rows, row])
     write_text(file, text.getvalue())
+
+
+def resume_point(folder: Path, settings: dict) -> str | None:
+    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
+
+    transformers writes trainer_state.json last, so a checkpoint without a readable one was cut off.
+    """
+    note, text = folder / "settings.json", json.dumps(settings, sort_keys=True, default=str)
+    if not note.exists() or note.read_text() != text:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_text(note, text)
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def finish(folder: Path) -> None:
+    """Remove the training state of a run that is complete and saved."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _from_step(file: Path, step: int) -> Path:

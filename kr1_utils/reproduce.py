@@ -1,0 +1,160 @@
+"""Owns the whole run: the notebooks 01–05 in order, headless, through papermill.
+
+`python -m kr1_utils.reproduce --profile tiny` makes data/runs/tiny. What is complete for the same
+parameters is not run again; what was cut off goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from kr1_utils.data import setup, shown, write_text
+from kr1_utils.profiles import PROFILES, REPO
+
+NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
+             "04": "04_evaluate", "05": "05_response_length"}
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m kr1_utils.reproduce", description=__doc__)
+    parser.add_argument("--profile", default="tiny", help=", ".join(PROFILES))
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--out", default="", help="folder for outputs; data/runs/<profile> if not given")
+    parser.add_argument("--data", default="", help="folder with your own passages and questions")
+    parser.add_argument("--only", choices=NOTEBOOKS, help="run this notebook alone")
+    parser.add_argument("--force", action="store_true", help="run again what is complete")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="over the profile's settings, for example --set max_steps=5")
+    args = parser.parse_args(argv)
+    overrides = {}
+    for item in args.overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            parser.error(f"--set takes KEY=VALUE, not {item!r}")
+        try:
+            overrides[key] = json.loads(value)
+        except ValueError:
+            overrides[key] = value
+    args.overrides = overrides
+    return args
+
+
+def complete(out: Path, number: str, stamp: str) -> float | None:
+    """Seconds that notebook `number` took, if it was run to its end with this stamp; else None."""
+    done = out / ".done" / f"{number}.json"
+    if not done.is_file() or not (out / f"{number}.ipynb").is_file():
+        return None
+    record = json.loads(done.read_text())
+    return record["seconds"] if record["stamp"] == stamp else None
+
+
+def run_notebook(number: str, parameters: dict, out: Path) -> float:
+    """Execute one notebook into OUT/<number>.ipynb and return the seconds it took.
+
+    Raises:
+        RuntimeError: if a cell fails, naming notebook, cell and error; the notebook up to there stays as
+            OUT/<number>.failed.ipynb.
+    """
+    source = REPO / "notebooks" / f"{NOTEBOOKS[number]}.ipynb"
+    failed, started = out / f"{number}.failed.ipynb", time.perf_counter()
+    (out / ".done" / f"{number}.json").unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(source, failed, parameters=parameters, progress_bar=False,
+                                   cwd=source.parent)
+    except PapermillExecutionError as error:
+        raise RuntimeError(f"Stopped in notebook {NOTEBOOKS[number]}, cell {error.cell_index}: "
+                           f"{error.ename}: {error.evalue} (see {shown(failed)})") from error
+    failed.replace(out / f"{number}.ipynb")
+    return time.perf_counter() - started
+
+
+def reproduce(args: argparse.Namespace) -> dict:
+    """Run what is asked for and return what summary.json then holds.
+
+    Raises:
+        ValueError, OSError: for a bad parameter, before any notebook runs.
+    """
+    parameters = {"PROFILE": args.profile, "SEED": args.seed, "OUT": args.out, "DATA": args.data,
+                  "OVERRIDES": args.overrides}
+    _, out = setup(parameters)
+    # Notebooks run in their own folder, so relative paths are made absolute here.
+    parameters["OUT"] = args.out and str(out.resolve())
+    if args.data and Path(args.data).is_dir():
+        parameters["DATA"] = str(Path(args.data).resolve())
+    (out / ".done").mkdir(exist_ok=True)
+    earlier = ""
+    for number, name in NOTEBOOKS.items():
+        source = (REPO / "notebooks" / f"{name}.ipynb").read_bytes()
+        # A notebook also depends on the ones before it, so their stamps go into its own.
+        earlier = stamp = hashlib.sha256(
+            f"{earlier}{json.dumps(parameters, sort_keys=True)}".encode() + _code(source)).hexdigest()
+        if args.only not in (None, number):
+            continue
+        taken = None if args.force else complete(out, number, stamp)
+        if taken is not None:
+            print(f"{name:20} complete already, {taken:.0f} s", flush=True)
+        else:
+            print(f"{name:20} …", end=" ", flush=True)
+            taken = round(run_notebook(number, parameters, out), 1)
+            write_text(out / ".done" / f"{number}.json", json.dumps({"stamp": stamp, "seconds": taken}))
+            print(f"{taken:.0f} s", flush=True)
+    return _add_seconds(out)
+
+
+def _code(notebook: bytes) -> bytes:
+    """The code of a notebook: what it says or last printed does not make a run outdated."""
+    cells = json.loads(notebook)["cells"]
+    return json.dumps([c["source"] for c in cells if c["cell_type"] == "code"]).encode()
+
+
+def _add_seconds(out: Path) -> dict:
+    """Put the time of each notebook that is done into summary.json."""
+    file = out / "summary.json"
+    summary = json.loads(file.read_text()) if file.exists() else {}
+    done = {n: out / ".done" / f"{n}.json" for n in NOTEBOOKS}
+    seconds = {n: json.loads(f.read_text())["seconds"] for n, f in done.items() if f.exists()}
+    summary["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
+    write_text(file, json.dumps(summary, indent=1))
+    return summary
+
+
+def show(summary: dict) -> str:
+    """The summary as a small text table: before, after."""
+    rows = [("", "before", "after")]
+    for label, key in (("exact match, multi-hop", "em"), ("exact match, single-hop", "em_single"),
+                       ("F1, multi-hop", "f1"), ("searches, multi-hop", "searches"),
+                       ("sampled tokens, multi-hop", "response_length")):
+        values = [summary.get(f"{key}_{when}") for when in ("before", "after")]
+        rows.append((label, *("–" if v is None else f"{v:.3f}" for v in values)))
+    return "\n".join(f"{a:28}{b:>10}{c:>10}" for a, b, c in rows)
+
+
+def main() -> int:
+    """Run from the command line; the exit status is 0 only if everything asked for ran."""
+    args = arguments()
+    try:
+        summary = reproduce(args)
+    except RuntimeError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted: the same command goes on from here.", file=sys.stderr)
+        return 130
+    print(f"\n{show(summary)}\n\nin all {summary['seconds']['total']:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Reading questions and passages, and the check of a notebook's parameters."""
+
+import json
+
+import pytest
+
+from kr1_utils import data, profiles
+
+PASSAGE = {"id": "p", "title": "T", "text": "t"}
+QUESTION = {"id": "q", "question": "Q?", "golden_answers": ["a"]}
+
+
+def lines(*rows):
+    return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+
+
+def parameters(tmp_path, **changes):
+    out = str(tmp_path / "out")
+    return {"PROFILE": "tiny", "SEED": 42, "OUT": out, "DATA": "", "OVERRIDES": {}} | changes
+
+
+@pytest.mark.parametrize("bad", ["{", "nothing", '{"id": 1} x', "[1, 2]", '"text"', "7"])
+def test_line_that_is_no_json_object_is_named_by_its_number(tmp_path, bad):
+    file = tmp_path / "c.jsonl"
+    file.write_text(lines(PASSAGE, "", bad, PASSAGE))
+    with pytest.raises(ValueError, match=r"c\.jsonl, line 3 is not"):
+        data.load_passages(file)
+
+
+def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(lines(PASSAGE).encode() + '{"id": "ż"}\n'.encode("latin2"))
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        data.load_passages(file)
+
+
+def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_bytes(("\r\n" + lines(PASSAGE, {**PASSAGE, "text": "Łódź"})).replace("\n", "\r\n").encode())
+    assert [p["text"] for p in data.load_passages(file)] == ["t", "Łódź"]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_corpus_is_refused(tmp_path, text):
+    file = tmp_path / "c.jsonl"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="empty"):
+        data.load_passages(file)
+    with pytest.raises(ValueError, match="no questions"):
+        data.load_questions(file)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No file .*none\.jsonl"):
+        data.load_passages(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("key", ["id", "title", "text"])
+@pytest.mark.parametrize("value", [None, 3, ["t"]])
+def test_passage_without_text_under_a_key_is_refused(tmp_path, key, value):
+    file = tmp_path / "c.jsonl"
+    file.write_text(lines(PASSAGE, {**PASSAGE, key: value}))
+    with pytest.raises(ValueError, match=f"passage 2 has no text under '{key}'"):
+        data.load_passages(file)
+
+
+@pytest.mark.parametrize("golden", [None, [], "a", [1], [None]])
+def test_question_without_golden_answers_is_refused_and_named(tmp_path, golden):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines(QUESTION, {**QUESTION, "id": "r", "golden_answers": golden}))
+    with pytest.raises(ValueError, match=r"question 2 \(r\) has no golden answers"):
+        data.load_questions(file)
+
+
+def test_question_without_the_key_golden_answers_is_refused(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines({"id": "r", "question": "Q?"}))
+    with pytest.raises(ValueError, match="no golden answers"):
+        data.load_questions(file)
+
+
+def test_id_that_comes_twice_is_refused(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines(QUESTION, QUESTION))
+    with pytest.raises(ValueError, match="question 2 has no id of its own: 'q'"):
+        data.load_questions(file)
+
+
+def test_question_without_id_is_refused(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines({k: v for k, v in QUESTION.items() if k != "id"}))
+    with pytest.raises(ValueError, match="no id of its own"):
+        data.load_questions(file)
+
+
+@pytest.mark.parametrize("text", [None, "", "  ", 4])
+def test_question_without_text_is_refused(tmp_path, text):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines({**QUESTION, "question": text}))
+    with pytest.raises(ValueError, match="question 1 has no text"):
+        data.load_questions(file)
+
+
+def test_other_keys_of_a_question_are_kept(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines({**QUESTION, "type": "single"}))
+    assert data.load_questions(file) == [{**QUESTION, "type": "single"}]
+
+
+def test_written_rows_are_read_back_and_no_part_file_stays(tmp_path):
+    file = tmp_path / "r.jsonl"
+    data.write_jsonl(file, [{"a": "Łódź\n<b>"}, {"b": None}])
+    assert data.read_jsonl(file) == [{"a": "Łódź\n<b>"}, {"b": None}]
+    assert [f.name for f in tmp_path.iterdir()] == ["r.jsonl"]
+
+
+def test_failed_write_leaves_the_old_file_whole(tmp_path):
+    file = tmp_path / "r.jsonl"
+    data.write_jsonl(file, [{"a": 1}])
+    with pytest.raises(UnicodeEncodeError):
+        data.write_text(file, "new\ud800")
+    assert data.read_jsonl(file) == [{"a": 1}]
+
+
+def test_setup_resolves_the_profile_and_makes_the_output_folder(tmp_path):
+    profile, out = data.setup(parameters(tmp_path, OVERRIDES={"max_steps": 2}))
+    assert profile.grpo["max_steps"] == 2 and out == tmp_path / "out"
+    assert [f.name for f in out.iterdir()] == ["figures"]
+
+
+def test_out_below_an_existing_file_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"OUT=.* can not be written: .*") as caught:
+        data.setup(parameters(tmp_path, OUT=str(tmp_path / "file" / "out")))
+    assert "\n" not in str(caught.value)
+
+
+def test_out_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="can not be written"):
+        data.setup(parameters(tmp_path, OUT=str(tmp_path / "file")))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_unknown_parameter_is_refused_and_the_known_are_named(tmp_path):
+    with pytest.raises(ValueError, match="Unknown parameter 'STEPS'.*PROFILE, SEED, OUT, DATA, OVERRIDES"):
+        data.setup(parameters(tmp_path, STEPS=3))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "42", True, None])
+def test_bad_seed_is_refused(tmp_path, seed):
+    with pytest.raises(ValueError, match="SEED must be a whole number"):
+        data.setup(parameters(tmp_path, SEED=seed))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"PROFILE": "huge"}, "Unknown profile"), ({"OVERRIDES": {"steps": 1}}, "Unknown override"),
+    ({"OVERRIDES": {"max_steps": "1"}}, "must be a int|must be an int"),
+    ({"DATA": "no/such/folder"}, "DATA=no/such/folder"),
+])
+def test_nothing_is_written_when_a_parameter_is_refused(tmp_path, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        data.setup(parameters(tmp_path, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_of_a_profile_are_the_shipped_files():
+    where = data.sources(profiles.resolve("tiny"))
+    assert set(where) == {"passages", "train", "test", "test_single"}
+    assert all(file.is_file() for file in where.values())
+    assert len(data.questions_of(where, "test", 7)) == 7
+
+
+def test_own_data_needs_only_passages_and_questions(tmp_path):
+    (tmp_path / "passages.jsonl").write_text(lines(PASSAGE))
+    (tmp_path / "questions.jsonl").write_text(lines(QUESTION))
+    where = data.sources(profiles.resolve("tiny"), str(tmp_path))
+    assert data.questions_of(where, "test") == [QUESTION]
+    assert data.questions_of(where, "train") == [] and data.questions_of(where, "test_single") == []
+
+
+def test_own_data_without_passages_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no passages\.jsonl"):
+        data.sources(profiles.resolve("tiny"), str(tmp_path))
+
+
+def test_two_output_folders_do_not_share_an_index(tmp_path):
+    runs = profiles.REPO / "data" / "runs"
+    assert data.index_folder(runs / "tiny") == profiles.REPO / "data" / "index" / "tiny"
+    assert data.index_folder(tmp_path / "a") != data.index_folder(tmp_path / "b")
+
+
+def test_shown_paths_never_start_at_the_root(tmp_path):
+    assert data.shown(profiles.REPO / "data" / "x.csv") == "data/x.csv"
+    assert not data.shown(tmp_path / "x.csv").startswith("/")
+
+
+def test_what_papermill_injects_is_checked_too(tmp_path):
+    known = parameters(tmp_path)
+    cells = ["import x", 'PROFILE = "tiny"', "# Parameters\nSEED = 1\nSTEPS = 3\n"]
+    with pytest.raises(ValueError, match="Unknown parameter 'STEPS'"):
+        data.setup({**known, "In": cells, "anything": 1, "else": 2})
+    data.setup({**known, "In": cells[:2] + ["# Parameters\nSEED = 1\n"], "anything": 1})
+
+
+def test_runs_own_file_goes_before_the_shipped_one(tmp_path, capsys):
+    own = tmp_path / "train_log.csv"
+    assert data.reference(own) == profiles.REPO / "data" / "reference" / "tiny" / "seed42" / "train_log.csv"
+    assert "showing the shipped run's" in capsys.readouterr().out
+    own.write_text("")
+    assert data.reference(own) == own and capsys.readouterr().out == ""

@@ -1,0 +1,190 @@
+"""Generation: the batch changes nothing, and a turn is cut exactly where it ends."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kr1_utils import engines, protocol
+from kr1_utils.engines import TransformersEngine, TurnEnd
+from kr1_utils.profiles import PROFILES
+
+LIMIT = 48
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer, chat, questions):
+    """First turns and, longer, second turns."""
+    out = []
+    for i, q in enumerate(questions["test"][:8] + questions["test_single"][:8]):
+        ids = protocol.prompt_ids(tokenizer, protocol.messages(q["question"], PROFILES["tiny"].system_prompt))
+        if i % 2:
+            turn = protocol.render_turn("I need to read about it.", "search", q["supporting_titles"][0])
+            found = [{"title": q["supporting_titles"][0], "text": "Some text. " * i}]
+            ids += tokenizer(turn, add_special_tokens=False)["input_ids"] + [chat.end_of_turn]
+            ids += protocol.observation_ids(tokenizer, chat, found, 128)
+        out.append(ids)
+    return out
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, chat):
+    return TransformersEngine(*tiny, chat.end_of_turn, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def greedy(engine, prompts):
+    """Each prompt on its own."""
+    return [engine.generate([p], [LIMIT])[0].ids for p in prompts]
+
+
+def assert_same(model, prompts, ones, others):
+    """Equal ids; where they part, the two best tokens must be as good as equal."""
+    parted = 0
+    for prompt, one, other in zip(prompts, ones, others, strict=True):
+        if one == other:
+            continue
+        at = next(i for i, (a, b) in enumerate(zip([*one, -1], [*other, -1], strict=False)) if a != b)
+        with torch.no_grad():
+            best = model(torch.tensor([prompt + one[:at]])).logits[0, -1].topk(2).values
+        assert best[0] - best[1] < 1e-3, (one, other)
+        parted += 1
+    assert parted <= len(prompts) // 4
+
+
+def test_greedy_batch_says_what_single_prompts_say(tiny, engine, prompts, greedy):
+    assert len(set(map(len, prompts))) > 3  # else nothing is padded
+    batch = engine.generate(prompts, [LIMIT] * len(prompts))
+    assert_same(tiny[0], prompts, greedy, [g.ids for g in batch])
+
+
+def test_batches_of_three_say_the_same(tiny, chat, prompts, greedy):
+    engine = TransformersEngine(*tiny, chat.end_of_turn, temperature=0, batch_size=3)
+    assert_same(tiny[0], prompts, greedy, [g.ids for g in engine.generate(prompts, [LIMIT] * len(prompts))])
+
+
+def test_greedy_ids_are_the_arg_max_of_the_model(tiny, prompts, greedy):
+    for prompt, ids in zip(prompts[:4], greedy[:4], strict=True):
+        with torch.no_grad():
+            logits = tiny[0](torch.tensor([prompt + ids])).logits[0, len(prompt) - 1:-1]
+        best = logits.topk(2).values
+        clear = best[:, 0] - best[:, 1] > 1e-3
+        assert (logits.argmax(-1) == torch.tensor(ids))[clear].all() and clear.sum() > len(ids) // 2
+
+
+def ends_where_it_must(tokenizer, end_of_turn, ids, limit):
+    """The length that a turn must have, found by reading it from its start each time."""
+    for n in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:n])
+        if ids[n - 1] == end_of_turn or n == limit or "</search>" in text or "</answer>" in text:
+            return n
+    return None
+
+
+def test_turns_end_exactly_after_the_closing_tag(tokenizer, chat, greedy):
+    closed = 0
+    for ids in greedy:
+        assert ids and ends_where_it_must(tokenizer, chat.end_of_turn, ids, LIMIT) == len(ids)
+        closed += tokenizer.decode(ids).endswith(protocol.CLOSING)
+    assert closed >= len(greedy) // 2
+
+
+def test_each_row_keeps_its_own_limit(engine, prompts, greedy):
+    limits = [1 + i % 5 for i in range(len(prompts))]
+    limits[0] = LIMIT
+    for g, whole, limit in zip(engine.generate(prompts, limits), greedy, limits, strict=True):
+        assert 1 <= len(g.ids) <= limit
+        assert g.ids == whole[:limit]
+
+
+@pytest.mark.parametrize("pad", ["<|im_end|>", "<|endoftext|>"])
+def test_padding_is_not_taken_for_end_of_turn(tiny, chat, prompts, greedy, pad):
+    tokenizer = copy.deepcopy(tiny[1])
+    tokenizer.pad_token = pad
+    engine = TransformersEngine(tiny[0], tokenizer, chat.end_of_turn, temperature=0)
+    batch = engine.generate(prompts, [LIMIT] * len(prompts))
+    assert len({len(g.ids) for g in batch}) > 1  # else no row is padded at its end
+    assert_same(tiny[0], prompts, greedy, [g.ids for g in batch])
+
+
+def test_sampling_follows_the_seed_and_is_not_greedy(tiny, chat, prompts, greedy):
+    engine = TransformersEngine(*tiny, chat.end_of_turn, temperature=1.5)
+    runs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        runs.append([g.ids for g in engine.generate(prompts, [LIMIT] * len(prompts))])
+    assert runs[0] == runs[1] != runs[2]
+    assert runs[0] != greedy
+
+
+def test_sampled_turns_are_cut_too(tiny, tokenizer, chat, prompts):
+    engine = TransformersEngine(*tiny, chat.end_of_turn, temperature=1.5)
+    torch.manual_seed(0)
+    for g in engine.generate(prompts, [LIMIT] * len(prompts)):
+        assert ends_where_it_must(tokenizer, chat.end_of_turn, g.ids, LIMIT) == len(g.ids)
+
+
+def test_generating_leaves_training_mode_as_it_was(tiny, engine, prompts):
+    model = tiny[0]
+    model.train()
+    try:
+        engine.generate(prompts[:1], [2])
+        assert model.training
+    finally:
+        model.eval()
+    engine.generate(prompts[:1], [2])
+    assert not model.training
+
+
+def test_no_prompts_give_no_turns(engine):
+    assert engine.generate([], []) == []
+
+
+PIECES = ["</search>", "</answer>", "</think>", "<search>", "ĠDara", "Ċ", ">", "<", "/", "<|im_end|>"]
+SPELLED = [*"</search>"], [*"</answer>"], [*"</think>"], ["<", "/", *"search"]
+
+
+@st.composite
+def turns(draw):
+    """Token strings of a turn; tags come whole or spelled out in single characters."""
+    pieces = st.one_of(st.sampled_from(PIECES).map(lambda p: [p]), st.sampled_from(SPELLED))
+    return sum(draw(st.lists(pieces, max_size=8)), [])
+
+
+@given(st.lists(st.tuples(turns(), st.integers(1, 40)), min_size=1, max_size=4), st.booleans())
+def test_any_batch_of_turns_stops_where_each_must(tokenizer, chat, rows, pad_is_end):
+    pad = chat.end_of_turn if pad_is_end else tokenizer.pad_token_id
+    filler = tokenizer.convert_tokens_to_ids("x")
+    prompt, limits = [5, 6, 7], [limit for _, limit in rows]
+    ids = []
+    for tokens, limit in rows:
+        row = tokenizer.convert_tokens_to_ids(tokens)
+        assert None not in row
+        ids.append((row + [filler] * limit)[:max(limits)])
+    turn_end = TurnEnd(tokenizer, chat.end_of_turn, limits, len(prompt))
+    wanted = [ends_where_it_must(tokenizer, chat.end_of_turn, r, n) for r, n in zip(ids, limits, strict=True)]
+    for step in range(1, max(limits) + 1):  # as transformers does: finished rows go on with padding
+        seen = [prompt + [t if i < n else pad for i, t in enumerate(r[:step])]
+                for r, n in zip(ids, wanted, strict=True)]
+        width = len(prompt) + step
+        batch = torch.tensor([s + [pad] * (width - len(s)) for s in seen])
+        assert turn_end(batch, None).tolist() == [step >= n for n in wanted]
+    assert turn_end.length == wanted
+
+
+def test_closing_tokens_of_one_tokenizer_are_not_taken_for_anothers():
+    class Words:
+        def __init__(self, words):
+            self.words = words
+
+        def __len__(self):
+            return len(self.words)
+
+        def batch_decode(self, rows):
+            return ["".join(self.words[i] for i in row) for row in rows]
+
+    for size in range(2, 40):  # each is thrown away, and the next may lie where it lay
+        table = engines.closing_tokens(Words(["a"] * (size - 1) + [">"]))
+        assert table.tolist() == [False] * (size - 1) + [True]

@@ -1,0 +1,162 @@
+"""Scores as published scorers count them, and the numbers of a summary."""
+
+import math
+import os
+
+import numpy as np
+import pytest
+from helpers import ANSWER, SEARCH, Shelf
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kr1_utils import data, evaluation
+from kr1_utils.agent import ScriptedEngine
+from kr1_utils.evaluation import answer_recall, bootstrap, by_type, f1_score, title_recall
+from kr1_utils.profiles import REPO, Limits
+from kr1_utils.retriever import Retriever
+
+PACK = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
+
+
+@pytest.mark.parametrize("prediction, golds, wanted", [
+    ("Dara Kallas", ["Dara Kallas"], 1.0),
+    ("Dara", ["Dara Kallas"], 2 / 3),  # precision 1, recall 1/2
+    ("Dara of Merano", ["Dara Kallas"], 0.4),  # precision 1/3, recall 1/2
+    ("Dara Dara", ["Dara Kallas"], 0.5),  # the second Dara finds no partner
+    ("Kallas Dara", ["Dara Kallas"], 1.0),
+    ("Ostby", ["Dara Kallas"], 0.0),
+    ("the Dara", ["Dara"], 1.0),
+    ("Dara", ["Ostby", "Dara Kallas", "Dara"], 1.0),
+    ("ŁÓDŹ.", ["Łódź"], 1.0),
+    ("yes", ["yes"], 1.0), ("Yes.", ["yes"], 1.0),
+    ("yes", ["no"], 0.0), ("yes it is", ["yes"], 0.0), ("yes", ["yes it is"], 0.0),
+    ("no answer", ["no"], 0.0), ("noanswer", ["noanswer today"], 0.0),
+    ("yes", ["yes it is", "yes"], 1.0),
+    (None, ["Dara"], 0.0), ("", ["Dara"], 0.0), ("the", ["a"], 0.0), ("Dara", [], 0.0),
+])
+def test_f1(prediction, golds, wanted):
+    assert f1_score(prediction, golds) == pytest.approx(wanted)
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=20), min_size=1, max_size=3))
+def test_f1_lies_between_0_and_1_and_is_1_for_an_exact_match(prediction, golds):
+    f1 = f1_score(prediction, golds)
+    assert 0 <= f1 <= 1
+    if evaluation.exact_match(prediction, golds) and evaluation.normalize_answer(prediction):
+        assert f1 == pytest.approx(1)
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=200))
+def test_bootstrap_interval_covers_the_mean(values):
+    mean, low, high = bootstrap(values, samples=300)
+    assert mean == pytest.approx(np.mean(values)) and low <= mean <= high
+    assert 0 <= low and high <= 1
+
+
+def test_bootstrap_is_deterministic_and_follows_its_seed():
+    values = np.random.default_rng(0).random(50)
+    assert bootstrap(values) == bootstrap(values)
+    assert bootstrap(values, seed=1) != bootstrap(values, seed=2)
+
+
+def test_bootstrap_interval_is_as_wide_as_the_normal_one():
+    values = [0] * 300 + [1] * 200
+    _, low, high = bootstrap(values, samples=4000)
+    wanted = 2 * 1.96 * math.sqrt(0.4 * 0.6 / 500)
+    assert high - low == pytest.approx(wanted, rel=0.1)
+
+
+def test_bootstrap_of_equal_scores_has_no_width():
+    assert bootstrap([1, 1, 1]) == (1, 1, 1)
+
+
+def test_bootstrap_of_nothing_is_no_number():
+    assert all(map(math.isnan, bootstrap([])))
+
+
+QUESTIONS = [
+    {"id": "1", "question": "Two hops?", "golden_answers": ["Merano"], "type": "compositional"},
+    {"id": "2", "question": "One hop?", "golden_answers": ["Merano city"], "type": "single"},
+    {"id": "3", "question": "None?", "golden_answers": ["Merano"]},
+]
+SCRIPTS = {"Two hops?": [SEARCH, SEARCH, ANSWER], "One hop?": [SEARCH, ANSWER], "None?": ["", "", ""]}
+
+
+@pytest.fixture
+def predictions(tokenizer):
+    return evaluation.evaluate(ScriptedEngine(tokenizer, SCRIPTS), tokenizer, Shelf(), QUESTIONS,
+                               Limits(2, 2, 60, 120, 700), "S")
+
+
+def test_evaluation_scores_each_question_in_order(predictions):
+    assert [p["id"] for p in predictions] == ["1", "2", "3"]
+    assert [p["prediction"] for p in predictions] == ["Merano", "Merano", None]
+    assert [p["em"] for p in predictions] == [1.0, 0.0, 0.0]
+    assert [p["f1"] for p in predictions] == pytest.approx([1.0, 2 / 3, 0.0])
+    assert [p["searches"] for p in predictions] == [2, 1, 0]
+    assert [p["format"] for p in predictions] == [1.0, 1.0, 0.0]
+    assert [p["stop"] for p in predictions] == ["answer", "answer", "no_answer"]
+    assert [p["type"] for p in predictions] == ["compositional", "single", ""]
+    assert predictions[0]["passage_ids"] == [["1", "2"], ["1", "2"]]
+    assert predictions[2]["sampled_length"] == 0 and predictions[0]["sampled_length"] > 10
+
+
+def test_predictions_can_be_written_as_json_lines(predictions, tmp_path):
+    data.write_jsonl(tmp_path / "p.jsonl", predictions)
+    assert data.read_jsonl(tmp_path / "p.jsonl") == predictions
+
+
+def test_by_type_has_a_row_a_type_and_one_of_all(predictions):
+    rows = {r["type"]: r for r in by_type(predictions)}
+    assert set(rows) == {"", "compositional", "single", "all"}
+    assert rows["all"]["questions"] == 3 and rows["all"]["em"] == pytest.approx(1 / 3)
+    assert rows["compositional"]["searches"] == 2 and rows["single"]["em"] == 0
+
+
+def test_summary_counts_test_and_single_apart(predictions):
+    before = {"test": predictions[2:], "test_single": predictions[1:2]}
+    after = {"test": predictions[:1] + predictions[2:], "test_single": []}
+    s = evaluation.before_and_after(before, after)
+    assert (s["em_before"], s["em_after"], s["em_single_before"]) == (0.0, 0.5, 0.0)
+    assert s["em_single_after"] is None  # there were no such questions, and JSON has no NaN
+    assert (s["searches_before"], s["searches_after"], s["searches_single_before"]) == (0, 1, 1)
+    assert s["response_length_after"] == predictions[0]["sampled_length"] / 2
+    assert {f"{k}_{w}" for k in ("em", "em_single", "f1", "searches", "response_length")
+            for w in ("before", "after")} <= set(s)
+
+
+def test_answer_recall_counts_gold_answers_in_the_first_k():
+    found = [[{"title": "A", "text": "nothing"}, {"title": "The Merano", "text": ""}],
+             [{"title": "B", "text": "was born in OSTBY."}], []]
+    asked = [{"golden_answers": ["Merano"]}, {"golden_answers": ["x", "Ostby"]}, {"golden_answers": ["Dara"]}]
+    assert answer_recall(found, asked, (1, 2)) == pytest.approx({1: 1 / 3, 2: 2 / 3})
+
+
+def test_answer_recall_leaves_yes_and_no_out():
+    found = [[{"title": "A", "text": "yes"}], [{"title": "A", "text": "Merano"}]]
+    asked = [{"golden_answers": ["yes"]}, {"golden_answers": ["Ostby"]}]
+    assert answer_recall(found, asked, (1,)) == {1: 0.0}
+    assert math.isnan(answer_recall(found[:1], asked[:1], (1,))[1])
+
+
+def test_title_recall_counts_wanted_titles_in_the_first_k():
+    found = [[{"title": "A"}, {"title": "B"}], [{"title": "C"}]]
+    assert title_recall(found, ["B", "D"], (1, 2)) == {1: 0.0, 2: 0.5}
+
+
+def test_lists_of_different_lengths_are_refused():
+    with pytest.raises(ValueError):
+        answer_recall([[]], [])
+    with pytest.raises(ValueError):
+        title_recall([[]], [])
+
+
+@pytest.mark.skipif(not (PACK / "passages.jsonl").is_file(),
+                    reason="the 2WikiMultihopQA pack is not here: name its folder in KR1_2WIKI")
+def test_answer_recall_on_real_questions_is_what_was_measured():
+    asked = [q for q in data.load_questions(PACK / "questions.jsonl") if q["answer_in_corpus"]]
+    found = Retriever.build(data.load_passages(PACK / "passages.jsonl")).search(
+        [q["question"] for q in asked], 10)
+    recall = answer_recall(found, asked, (1, 3, 5, 10))
+    for k, wanted in {1: 0.24, 3: 0.45, 5: 0.56, 10: 0.69}.items():
+        assert recall[k] == pytest.approx(wanted, abs=0.02), recall

@@ -1,0 +1,167 @@
+"""The limits of the house style, for every notebook as it is committed."""
+
+import ast
+import json
+import re
+import statistics
+
+import pytest
+
+from kr1_utils.profiles import PARAMETERS, REPO
+
+NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
+WANTED = {"01_build_index", "02_agent_loop", "03_train_grpo", "04_evaluate", "05_response_length",
+          "A1_tiny_model"}
+ABSOLUTE = re.compile(r"(?<![\w.~-])/(?:work|tmp|home|root|Users|mnt|opt|usr|var|content)/|[A-Z]:\\\\")
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda file: file.stem)
+def notebook(request):
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def code_cells(notebook):
+    return [c for c in notebook["cells"] if c["cell_type"] == "code"]
+
+
+def markdown_cells(notebook):
+    return [c for c in notebook["cells"] if c["cell_type"] == "markdown"]
+
+
+def code_lines(cell):
+    return [line for line in source(cell).splitlines() if line.strip()]
+
+
+def texts_of(value):
+    """All texts in an output, but not the base64 of its pictures."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield "".join(v for v in value if isinstance(v, str))
+        for v in value:
+            if not isinstance(v, str):
+                yield from texts_of(v)
+    elif isinstance(value, dict):
+        for key, v in value.items():
+            if not key.startswith("image/png"):
+                yield from texts_of(v)
+
+
+def links(text):
+    return re.findall(r"\]\(([^)\s]+)\)", text)
+
+
+def test_the_notebooks_of_the_plan_are_there():
+    assert WANTED <= {f.stem for f in NOTEBOOKS}
+
+
+def test_number_of_cells(notebook):
+    assert 40 <= len(notebook["cells"]) <= 90
+
+
+def test_lines_of_code_in_all(notebook):
+    assert sum(len(code_lines(c)) for c in code_cells(notebook)) <= 350
+
+
+def test_code_cells_are_small(notebook):
+    sizes = [len(code_lines(c)) for c in code_cells(notebook)]
+    assert min(sizes) > 0  # no empty cells
+    assert statistics.median(sizes) <= 6
+    assert sum(n <= 20 for n in sizes) >= 0.9 * len(sizes)
+    assert max(sizes) <= 40
+
+
+def test_code_lines_are_short(notebook):
+    for cell in code_cells(notebook):
+        for line in source(cell).splitlines():
+            assert len(line) <= 88, line
+
+
+def test_code_can_be_parsed(notebook):
+    for cell in code_cells(notebook):
+        ast.parse(source(cell))  # also refuses magics and shell commands
+
+
+def test_cells_were_run_once_from_top_to_bottom(notebook):
+    counts = [c["execution_count"] for c in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_no_cell_ended_in_an_error(notebook):
+    for cell in code_cells(notebook):
+        assert all(o["output_type"] != "error" for o in cell["outputs"]), source(cell)
+
+
+def test_something_is_shown(notebook):
+    assert sum(bool(c["outputs"]) for c in code_cells(notebook)) >= len(code_cells(notebook)) / 3
+
+
+def test_no_path_of_the_machine_it_was_run_on(notebook):
+    for cell in notebook["cells"]:
+        for text in [source(cell), *texts_of(cell.get("outputs", []))]:
+            found = ABSOLUTE.search(text)
+            assert not found, text[max(0, found.start() - 60):found.end() + 60]
+
+
+def test_no_widgets(notebook):
+    assert "widgets" not in notebook["metadata"]
+    assert "application/vnd.jupyter.widget" not in json.dumps(notebook)
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_file_is_small(file):
+    assert file.stat().st_size <= 300_000
+
+
+def test_parameters_cell_holds_the_five_parameters_and_nothing_else(notebook):
+    tagged = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and tagged[0]["cell_type"] == "code"
+    values = {}
+    for node in ast.parse(source(tagged[0])).body:
+        assert isinstance(node, ast.Assign) and len(node.targets) == 1
+        values[node.targets[0].id] = ast.literal_eval(node.value)
+    assert list(values) == list(PARAMETERS)
+    assert values == {"PROFILE": "tiny", "SEED": 42, "OUT": "", "DATA": "", "OVERRIDES": {}}
+
+
+def test_parameters_come_after_imports_and_versions_and_are_checked_next(notebook):
+    code = code_cells(notebook)
+    at = next(i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", []))
+    assert 1 <= at <= 4 and "import" in source(code[0])
+    assert "data.setup(" in source(code[at + 1])
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_first_and_last_cell_lead_on_and_every_link_leads_somewhere(file):
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    texts = [source(c) for c in markdown_cells(notebook)]
+    for text in (source(notebook["cells"][0]), source(notebook["cells"][-1])):
+        assert "../README.md" in [link.split("#")[0] for link in links(text)], text
+        assert any(link.endswith(".ipynb") for link in links(text)), text
+    for link in {link.split("#")[0] for text in texts for link in links(text)} - {""}:
+        assert re.match(r"https?://", link) or (file.parent / link).exists(), link
+
+
+def test_it_has_one_title(notebook):
+    titles = [t for c in markdown_cells(notebook) for t in re.findall(r"^# .+", source(c), re.MULTILINE)]
+    assert len(titles) == 1
+
+
+def test_words_stand_before_most_code(notebook):
+    kinds = [c["cell_type"] for c in notebook["cells"]]
+    assert kinds.count("markdown") >= 0.5 * kinds.count("code")
+
+
+def test_no_hidden_ways_of_doing_things(notebook):
+    for cell in code_cells(notebook):
+        text = source(cell)
+        for line in text.splitlines():
+            assert not line.lstrip().startswith(("!", "%")), line
+        assert "sys.path" not in text and "chdir" not in text
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            assert not (isinstance(node, ast.ExceptHandler) and node.type is None), text

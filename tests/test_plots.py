@@ -1,0 +1,112 @@
+"""Pictures: every figure has its labels, and no text gets lost or becomes markup."""
+
+import html
+import re
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from helpers import ANSWER, SEARCH, Shelf
+
+from kr1_utils import plots
+from kr1_utils.agent import ScriptedEngine, rollout
+from kr1_utils.profiles import Limits
+from kr1_utils.trainer import LOG_COLUMNS
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def log():
+    return pd.DataFrame({c: [i + 1 if c == "step" else i / 7 for i in range(30)] for c in LOG_COLUMNS})
+
+
+@pytest.fixture
+def trajectory(tokenizer):
+    engine = ScriptedEngine(tokenizer, {"A <b>?": [SEARCH, ANSWER]})
+    return rollout(engine, tokenizer, Shelf(), [{"question": "A <b>?"}], Limits(2, 2, 60, 120, 500), "S")[0]
+
+
+def text_of(markup):
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
+
+
+def test_six_panels_draw_the_log_columns_of_the_trainer(log):
+    assert set(plots.PANELS) <= set(LOG_COLUMNS)
+    figure = plots.six_panels({"one": log, "other": log})
+    assert [ax.get_ylabel() for ax in figure.axes] == list(plots.PANELS.values())
+    assert [ax.get_xlabel() for ax in figure.axes[3:]] == ["GRPO step"] * 3
+    assert all(len(ax.lines) == 4 for ax in figure.axes)  # raw and smoothed, of each run
+
+
+def test_two_runs_differ_in_more_than_colour(log):
+    lines = plots.six_panels({"one": log, "other": log}).axes[0].lines
+    smooth = [line for line in lines if line.get_alpha() is None]
+    assert len({line.get_linestyle() for line in smooth}) == 2
+
+
+def test_smoothed_curve_is_the_running_mean():
+    _, ax = plt.subplots()
+    plots.curve(ax, range(5), [0, 3, 0, 3, 0], window=3)
+    raw, smooth = (line.get_ydata().tolist() for line in ax.lines)
+    assert raw == [0, 3, 0, 3, 0] and smooth == [1.5, 1, 2, 1, 1.5]
+
+
+def test_lengths_stack_sampled_and_retrieved_tokens(log):
+    ax = plots.lengths(log).axes[0]
+    top = ax.collections[1].get_paths()[0].vertices[:, 1].max()
+    assert top == pytest.approx((log["completion_length"] + log["retrieved_length"]).max())
+    assert ax.get_xlabel() and ax.get_ylabel()
+
+
+def test_before_after_puts_each_bar_at_its_value():
+    rows = pd.DataFrame([{"type": t, "when": w, "mean": m, "low": m - 0.1, "high": m + 0.1}
+                         for t, w, m in [("a_b", "after", 0.7), ("c", "after", 0.8),
+                                         ("c", "before", 0.3), ("a_b", "before", 0.2)]])
+    ax = plots.before_after(rows).axes[0]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a b", "c"]
+    assert [round(p.get_height(), 6) for p in ax.patches] == [0.2, 0.3, 0.7, 0.8]
+
+
+def test_saved_figure_is_a_picture_in_its_folder(tmp_path, log):
+    plots.use_style()
+    file = plots.save_fig(plots.lengths(log), tmp_path, "05_lengths")
+    assert file == tmp_path / "figures" / "05_lengths.png"
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_escapes_what_it_shows():
+    markup = plots.table_html([("<b>", 1), ("x", "&")], ("setting", "<i>"))
+    assert "<b>" not in markup and "<i>" not in markup
+    assert text_of(markup) == "setting<i><b>1x&"
+
+
+def test_conversation_shows_every_token_once_in_order(trajectory, tokenizer):
+    markup = plots.conversation_html(trajectory, tokenizer)
+    shown = re.sub(r"<b>[^<]*</b>  ", "", markup)
+    assert text_of(shown) == tokenizer.decode(trajectory.prompt_ids + trajectory.completion_ids)
+    assert re.findall(r"<b>([^<]*)</b>", markup) == [
+        "prompt", "model, mask 1", "appended, mask 0", "model, mask 1", "appended, mask 0"]
+    assert "<script" not in markup
+
+
+def test_mask_shows_one_box_a_token_with_its_mask(trajectory, tokenizer):
+    ids, mask = trajectory.completion_ids, trajectory.loss_mask
+    markup = plots.mask_html(ids, mask, tokenizer)
+    assert re.findall(r"title='id (\d+), mask (\d)'", markup) == [
+        (str(i), str(m)) for i, m in zip(ids, mask, strict=True)]
+    assert text_of(markup) == tokenizer.decode(ids).replace("\n", "↵")
+
+
+def test_mask_of_another_length_is_refused(trajectory, tokenizer):
+    with pytest.raises(ValueError):
+        plots.mask_html(trajectory.completion_ids, trajectory.loss_mask[:-1], tokenizer)
+
+
+def test_side_by_side_shows_both_with_their_titles():
+    markup = plots.side_by_side_html("<p>left</p>", "<p>right</p>", ("before <", "after"))
+    assert text_of(markup) == "before <leftafterright"

@@ -1,0 +1,89 @@
+"""Profiles and overrides: what is unknown or of the wrong type is refused in one clear sentence."""
+
+import pytest
+
+from kr1_utils import profiles
+from kr1_utils.profiles import PROFILES, resolve
+
+
+def test_overrides_reach_fields_limits_and_grpo():
+    p = resolve("tiny", {"lora_r": 8, "top_k": 5, "max_steps": 3, "use_lora": False})
+    assert (p.lora_r, p.limits.top_k, p.grpo["max_steps"], p.use_lora) == (8, 5, 3, False)
+
+
+def test_overrides_leave_the_rest_and_the_profile_itself_alone():
+    before = repr(PROFILES["tiny"])
+    p = resolve("tiny", {"max_steps": 3})
+    assert repr(PROFILES["tiny"]) == before
+    assert {**p.grpo, "max_steps": PROFILES["tiny"].grpo["max_steps"]} == PROFILES["tiny"].grpo
+    assert p.limits == PROFILES["tiny"].limits
+
+
+@pytest.mark.parametrize("overrides", [None, {}])
+def test_no_overrides_give_the_profile(overrides):
+    assert resolve("tiny", overrides) == PROFILES["tiny"]
+
+
+def test_whole_number_stands_for_a_decimal_one():
+    value = resolve("tiny", {"temperature": 1}).grpo["temperature"]
+    assert value == 1.0 and isinstance(value, float)
+
+
+def test_unknown_profile_is_refused_and_the_known_are_named():
+    with pytest.raises(ValueError, match="Unknown profile 'tinny'.*tiny"):
+        resolve("tinny")
+
+
+def test_unknown_override_is_refused_with_a_suggestion():
+    with pytest.raises(ValueError, match="Unknown override 'max_step'.*did you mean 'max_steps'"):
+        resolve("tiny", {"max_step": 3})
+
+
+def test_override_far_from_any_name_is_refused_with_the_list():
+    with pytest.raises(ValueError, match="Unknown override 'zzz'.*choose one of .*max_steps"):
+        resolve("tiny", {"zzz": 3})
+
+
+@pytest.mark.parametrize("key", ["name", "limits", "grpo", "expected"])
+def test_what_is_no_setting_can_not_be_overridden(key):
+    with pytest.raises(ValueError, match="Unknown override"):
+        resolve("tiny", {key: PROFILES["tiny"].name})
+
+
+@pytest.mark.parametrize("key, value", [
+    ("max_steps", "3"), ("max_steps", 3.0), ("max_steps", True), ("max_steps", None),
+    ("learning_rate", "fast"), ("learning_rate", True), ("model", 7), ("use_lora", 1), ("top_k", [1]),
+])
+def test_override_of_the_wrong_type_is_refused(key, value):
+    with pytest.raises(ValueError, match=f"Override {key}="):
+        resolve("tiny", {key: value})
+
+
+def test_negative_whole_number_is_refused():
+    with pytest.raises(ValueError, match="must not be negative"):
+        resolve("tiny", {"max_steps": -1})
+
+
+@pytest.mark.parametrize("overrides", [["max_steps"], "max_steps=3", 3])
+def test_overrides_that_are_no_dict_are_refused(overrides):
+    with pytest.raises(ValueError, match="must be a dict"):
+        resolve("tiny", overrides)
+
+
+def test_table_shows_every_setting_with_its_resolved_value():
+    p = resolve("tiny", {"max_steps": 3, "top_k": 4})
+    rows = dict(profiles.table(p))
+    assert rows["max_steps"] == "3" and rows["top_k"] == "4" and rows["model"] == p.model
+    assert {"profile", "grpo", "limits"} & set(rows) == set()
+    assert all(isinstance(v, str) for v in rows.values())
+
+
+def test_files_of_a_profile_are_shipped():
+    for p in PROFILES.values():
+        for file in (p.corpus, p.train_questions, p.test_questions, p.test_single_questions):
+            assert not file.startswith("data/miniwiki") or profiles.path(file).is_file(), file
+
+
+def test_relative_paths_start_at_the_repository(tmp_path):
+    assert profiles.path("data") == profiles.REPO / "data"
+    assert profiles.path(str(tmp_path)) == tmp_path

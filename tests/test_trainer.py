@@ -1,0 +1,422 @@
+"""Training: TRL is given what was sampled, trains on that alone, and goes on where it stopped."""
+
+import copy
+import csv
+import inspect
+import json
+import math
+
+import pytest
+import torch
+import trl
+from helpers import ANSWER, SEARCH, Babbler, Shelf, any_limits, any_scripts
+from hypothesis import given
+from hypothesis import strategies as st
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from kr1_utils import models, rewards, trainer
+from kr1_utils.agent import ScriptedEngine, check_limits, rollout
+from kr1_utils.profiles import REPO, Limits, resolve
+from kr1_utils.trainer import LOG_COLUMNS, KnowledgeGRPOTrainer, check_batch, check_mask
+
+LIMITS = dict(max_turns=2, top_k=1, max_turn_tokens=32, max_observation_tokens=64, max_response_tokens=220)
+TINY = resolve("tiny", dict(
+    **LIMITS, max_steps=2, per_device_train_batch_size=8, num_generations=4, save_steps=2, warmup_steps=0))
+ROOMY = Limits(3, 2, 60, 120, 700)
+TIMED = ("step_time", "peak_memory_gib")
+
+
+def length_reward(trajectory, **_):
+    """A reward that differs within nearly every group, so that there is a gradient."""
+    return [t.sampled_length / 10 for t in trajectory]
+
+
+class Spy(KnowledgeGRPOTrainer):
+    """Keeps what TRL makes of each batch; changes nothing."""
+
+    def __init__(self, *args, **kwargs):
+        self.batches = []
+        super().__init__(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs):
+        out = super()._generate_and_score_completions(inputs)
+        self.batches.append(out)
+        return out
+
+
+def make(folder, questions, retriever, profile=TINY, **more):
+    model, tokenizer = models.load("data/tiny-lm")
+    more = {"reward_funcs": [rewards.accuracy_reward, rewards.format_reward]} | more
+    return Spy(
+        model, retriever=retriever, limits=profile.limits, system_prompt=profile.system_prompt, folder=folder,
+        args=trainer.grpo_config(profile, 42, folder / "state"), processing_class=tokenizer,
+        train_dataset=trainer.training_set(questions["train"][:40]), peft_config=models.lora_config(profile),
+        **more)
+
+
+def log_of(folder):
+    with (folder / "train_log.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory, questions, retriever):
+    """A run of two steps: (trainer, its folder, the trajectories of each step, the rows it told)."""
+    folder, seen, told = tmp_path_factory.mktemp("run"), [], []
+
+    def keep(trajectory, **_):
+        seen.append(trajectory)
+        return length_reward(trajectory)
+
+    profile = resolve("tiny", dict(
+        **LIMITS, max_steps=2, per_device_train_batch_size=8, num_generations=4, accuracy_weight=0.0))
+    run = make(folder, questions, retriever, profile, reward_funcs=[rewards.accuracy_reward, keep],
+               on_step=told.append)
+    run.train()
+    return run, folder, seen, told
+
+
+def test_log_has_exactly_the_promised_columns_and_a_row_a_step(two_steps):
+    rows = log_of(two_steps[1])
+    assert list(rows[0]) == list(LOG_COLUMNS)
+    assert {"step", "reward", "accuracy_reward", "format_reward", "loss", "learning_rate", "grad_norm",
+            "entropy", "completion_length", "retrieved_length", "searches", "frac_reward_zero_std",
+            "step_time", "peak_memory_gib"} <= set(LOG_COLUMNS)
+    assert [r["step"] for r in rows] == ["1", "2"]
+
+
+def test_log_holds_finite_numbers_for_all_that_was_measured(two_steps):
+    for row in log_of(two_steps[1]):
+        for column, value in row.items():
+            if column != "format_reward":  # this run has another reward function in its place
+                assert math.isfinite(float(value)), column
+    assert [r["step"] for r in two_steps[3]] == [1, 2]
+
+
+def test_log_counts_what_the_trajectories_hold(two_steps):
+    _, folder, seen, _ = two_steps
+    for row, group in zip(log_of(folder), seen, strict=True):
+        for column, values in (
+            ("completion_length", [t.sampled_length for t in group]),
+            ("searches", [t.searches for t in group]),
+            ("retrieved_length", [t.retrieved_length for t in group]),
+            ("truncated", [t.stop == "truncated" for t in group]),
+        ):
+            assert float(row[column]) == pytest.approx(sum(values) / len(values), abs=1e-4), column
+
+
+def test_mask_that_trl_trains_on_is_the_loss_mask(two_steps):
+    run, _, seen, _ = two_steps
+    assert len(run.batches) == len(seen) == 2
+    for batch, group in zip(run.batches, seen, strict=True):
+        for i, t in enumerate(group):
+            n = len(t.completion_ids)
+            assert batch["completion_ids"][i, :n].tolist() == t.completion_ids
+            used = batch["completion_mask"] * batch["tool_mask"]
+            assert used[i].tolist() == t.loss_mask + [0] * (used.shape[1] - n)
+            prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist()
+            assert prompt == t.prompt_ids
+
+
+def test_rows_of_a_group_share_their_question(two_steps):
+    for group in two_steps[2]:
+        asked = [t.question["question"] for t in group]
+        assert len(asked) == 8 and len(set(asked[:4])) == len(set(asked[4:])) == 1 != len(set(asked))
+
+
+def gradient(run, batch):
+    run.model.zero_grad()
+    run._compute_loss(run.model, batch).backward()
+    out = [p.grad.clone() for p in run.model.parameters() if p.grad is not None]
+    run.model.zero_grad()
+    return out
+
+
+def test_gradient_ignores_tokens_that_were_appended(two_steps):
+    run, _, seen, _ = two_steps
+    run.model.train()
+    batch = copy.deepcopy({k: v for k, v in run.batches[-1].items()})
+    batch["advantages"] = torch.ones_like(batch["advantages"])
+    last = [(i, len(t.completion_ids) - 1) for i, t in enumerate(seen[-1]) if t.loss_mask[-1] == 0]
+    assert last  # the last token of a completion is nobody's input: it is a label only
+    before = gradient(run, batch)
+    changed = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    for i, n in last:
+        changed["completion_ids"][i, n] = 300
+    assert all(torch.equal(a, b) for a, b in zip(before, gradient(run, changed), strict=True))
+    for one in (batch, changed):
+        for i, n in last:
+            one["tool_mask"][i, n] = 1  # were they trained on, it would show
+    parts = zip(gradient(run, batch), gradient(run, changed), strict=True)
+    assert not all(torch.allclose(a, b) for a, b in parts)
+
+
+def test_trajectories_of_one_group_a_step_are_kept(two_steps):
+    _, folder, seen, _ = two_steps
+    rows = [json.loads(line) for line in (folder / "trajectories.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1] * 4 + [2] * 4
+    assert [r["turns"] for r in rows] == [t.texts for group in seen for t in group[:4]]
+
+
+def test_training_changes_the_adapter_and_not_the_base(two_steps):
+    run = two_steps[0]
+    base, _ = models.load("data/tiny-lm")
+    trained = run.model.base_model.model.model.embed_tokens.weight
+    assert torch.equal(trained, base.model.embed_tokens.weight)
+    assert any(p.abs().max() > 0 for n, p in run.model.named_parameters() if "lora_B" in n)
+
+
+def test_reward_functions_are_given_every_promised_field(tmp_path, questions, retriever):
+    given_fields = {}
+
+    def look(**columns):
+        given_fields.update(columns)
+        return [0.0] * len(columns["prompts"])
+
+    profile = resolve("tiny", dict(**LIMITS, max_steps=1, per_device_train_batch_size=4, num_generations=4))
+    make(tmp_path, questions, retriever, profile, reward_funcs=[look, look]).train()
+    wanted = {*trainer.FIELDS, "trajectory", "golden_answers", "question_id"}
+    assert wanted <= set(given_fields)
+    assert {len(given_fields[name]) for name in wanted} == {4}
+    assert given_fields["answer"] == [t.answer for t in given_fields["trajectory"]]
+
+
+class CutOff(Exception):
+    pass
+
+
+def test_resumed_run_logs_what_an_undisturbed_one_logs(tmp_path, questions, retriever):
+    profile = resolve("tiny", dict(**LIMITS, max_steps=4, per_device_train_batch_size=8, num_generations=4,
+                                   save_steps=2, warmup_steps=3))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    make(whole, questions, retriever, profile).train()
+
+    def stop(row):
+        if row["step"] == 3:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        make(cut, questions, retriever, profile, on_step=stop).train()
+    assert [r["step"] for r in log_of(cut)] == ["1", "2", "3"]  # step 3 is not in any checkpoint
+    make(cut, questions, retriever, profile).train(resume_from_checkpoint=True)
+    rows, wanted = log_of(cut), log_of(whole)
+    assert [r["step"] for r in rows] == ["1", "2", "3", "4"]
+    for row, other in zip(rows, wanted, strict=True):
+        for column in set(LOG_COLUMNS) - set(TIMED):
+            assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-5, abs=1e-7), column
+    assert (cut / "trajectories.jsonl").read_text() == (whole / "trajectories.jsonl").read_text()
+
+
+def test_limits_that_disagree_with_trls_are_refused(tmp_path, tiny, retriever):
+    with pytest.raises(ValueError, match="max_completion_length=220 must equal max_response_tokens=700"):
+        KnowledgeGRPOTrainer(tiny[0], retriever=retriever, limits=ROOMY, folder=tmp_path,
+                             args=trainer.grpo_config(TINY, 42, tmp_path), processing_class=tiny[1])
+
+
+# --- the log file ---
+
+def row_of(step, value=0.5):
+    return {c: step if c == "step" else value for c in LOG_COLUMNS}
+
+
+def test_log_row_replaces_its_own_step_and_later_ones(tmp_path):
+    file = tmp_path / "train_log.csv"
+    for step in (1, 2, 3, 4):
+        trainer.append_log(file, row_of(step))
+    trainer.append_log(file, row_of(3, 0.7))
+    assert [(r["step"], r["loss"]) for r in log_of(tmp_path)] == [("1", "0.5"), ("2", "0.5"), ("3", "0.7")]
+
+
+def test_log_row_with_an_unknown_column_is_refused(tmp_path):
+    with pytest.raises(ValueError):
+        trainer.append_log(tmp_path / "train_log.csv", row_of(1) | {"unknown": 1})
+
+
+def test_training_set_keeps_questions_and_their_answers(questions):
+    rows = trainer.training_set(questions["train"][:3])
+    assert rows["prompt"] == [q["question"] for q in questions["train"][:3]]
+    assert rows["golden_answers"] == [q["golden_answers"] for q in questions["train"][:3]]
+
+
+def test_profile_reaches_trl_as_it_is():
+    config = trainer.grpo_config(resolve("tiny", {"accuracy_weight": 0.25}), 7, "x")
+    assert config.seed == 7 and config.reward_weights == [0.25, 1.0]
+    assert config.max_completion_length == resolve("tiny").limits.max_response_tokens
+    for key, value in resolve("tiny").grpo.items():
+        assert getattr(config, key) == value, key
+
+
+# --- where to go on ---
+
+def checkpoint(folder, step, state="{}"):
+    (folder / f"checkpoint-{step}").mkdir(parents=True)
+    if state is not None:
+        (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+
+
+def test_resume_point_is_the_last_whole_checkpoint(tmp_path):
+    folder = tmp_path / "state"
+    assert trainer.resume_point(folder, {"a": 1}) is None
+    checkpoint(folder, 20)
+    checkpoint(folder, 100)
+    checkpoint(folder, 120, None)
+    checkpoint(folder, 140, '{"half')
+    assert trainer.resume_point(folder, {"a": 1}) == str(folder / "checkpoint-100")
+    assert {f.name for f in folder.glob("checkpoint-*")} == {"checkpoint-20", "checkpoint-100"}
+
+
+def test_run_with_other_settings_does_not_go_on(tmp_path):
+    folder = tmp_path / "state"
+    trainer.resume_point(folder, {"a": 1})
+    checkpoint(folder, 20)
+    assert trainer.resume_point(folder, {"a": 2}) is None
+    assert not list(folder.glob("checkpoint-*"))
+
+
+# --- the checks of a batch and its mask ---
+
+def scripted(tokenizer, texts, question="Q?"):
+    return rollout(ScriptedEngine(tokenizer, {question: texts}), tokenizer, Shelf(), [{"question": question}],
+                   ROOMY, "S")[0]
+
+
+@pytest.fixture
+def good(tokenizer):
+    return scripted(tokenizer, [SEARCH, "no tag", ANSWER])
+
+
+@given(st.data())
+def test_checks_accept_whatever_a_rollout_makes(tokenizer, chat, data):
+    limits = data.draw(any_limits(check_limits(ROOMY, tokenizer, chat)))
+    scripts = {f"Question {i}?": [tokenizer(t, add_special_tokens=False)["input_ids"] for t in turns]
+               for i, turns in enumerate(data.draw(any_scripts))}
+    engine = Babbler(tokenizer, scripts, "S", limits.max_turns == 0, logprobs=data.draw(st.booleans()))
+    trajectories = rollout(engine, tokenizer, Shelf(), [{"question": q} for q in scripts], limits, "S")
+    check_batch(list(scripts), trajectories, limits)
+    for t in trajectories:
+        check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+
+
+@given(st.data())
+def test_check_refuses_every_inverted_mask_of_a_model_that_spoke(tokenizer, chat, data):
+    turns = data.draw(any_scripts.map(lambda s: s[0]))
+    t = scripted(tokenizer, ["x" + text for text in turns] or [ANSWER])
+    with pytest.raises(ValueError, match="is it inverted"):
+        check_mask(t.completion_ids, [1 - m for m in t.loss_mask], tokenizer, chat)
+
+
+def test_check_refuses_any_appended_token_that_is_trained_on(good, tokenizer, chat):
+    ours = [i for i, m in enumerate(good.loss_mask) if m == 0]
+    ends = {i for i in ours if good.completion_ids[i] == chat.end_of_turn
+            and (i == 0 or good.loss_mask[i - 1] == 1)}  # where the model's turn ends: may be sampled
+    assert len(ends) == 3 and len(ours) > 60
+    for i in sorted(set(ours) - ends):
+        mask = [*good.loss_mask[:i], 1, *good.loss_mask[i + 1:]]
+        with pytest.raises(ValueError, match=f"trains on token {i} .*observation or a header"):
+            check_mask(good.completion_ids, mask, tokenizer, chat)
+
+
+def test_check_refuses_any_sampled_token_that_is_left_out(good, tokenizer, chat):
+    for i in [i for i, m in enumerate(good.loss_mask) if m == 1]:
+        mask = [*good.loss_mask[:i], 0, *good.loss_mask[i + 1:]]
+        with pytest.raises(ValueError, match=f"leaves out token {i} "):
+            check_mask(good.completion_ids, mask, tokenizer, chat)
+
+
+def test_check_refuses_a_mask_that_trains_on_everything(good, tokenizer, chat):
+    with pytest.raises(ValueError, match="observation or a header"):
+        check_mask(good.completion_ids, [1] * len(good.loss_mask), tokenizer, chat)
+
+
+def test_check_refuses_a_mask_shifted_by_one(good, tokenizer, chat):
+    for mask in ([0, *good.loss_mask[:-1]], [*good.loss_mask[1:], 0]):
+        with pytest.raises(ValueError, match="loss mask"):
+            check_mask(good.completion_ids, mask, tokenizer, chat)
+
+
+def test_check_refuses_turns_without_a_message_between_them(tokenizer, chat):
+    ids = tokenizer(f"{SEARCH}<|im_end|>{ANSWER}<|im_end|>", add_special_tokens=False)["input_ids"]
+    with pytest.raises(ValueError, match="comes no user message"):
+        check_mask(ids, [1] * len(ids), tokenizer, chat)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda t: t.completion_ids.append(5), "of lengths"), (lambda t: t.loss_mask.pop(), "of lengths"),
+    (lambda t: setattr(t, "logprobs", [0.0]), "of lengths"),
+    (lambda t: (t.completion_ids.clear(), t.loss_mask.clear()), "of lengths"),
+    (lambda t: t.question.update(question="Another?"), "answers another question than prompt 1"),
+])
+def test_check_refuses_a_batch_with_one_bad_row(tokenizer, change, message):
+    rows = [scripted(tokenizer, [ANSWER]), scripted(tokenizer, [ANSWER], "R?")]
+    check_batch(["Q?", "R?"], rows, ROOMY)
+    change(rows[1])
+    with pytest.raises(ValueError, match=message):
+        check_batch(["Q?", "R?"], rows, ROOMY)
+
+
+def test_check_refuses_rows_in_another_order_or_number(tokenizer):
+    rows = [scripted(tokenizer, [ANSWER]), scripted(tokenizer, [ANSWER], "R?")]
+    with pytest.raises(ValueError, match="Trajectory 0 answers another question"):
+        check_batch(["Q?", "R?"], rows[::-1], ROOMY)
+    with pytest.raises(ValueError, match="1 trajectories came back for 2 prompts"):
+        check_batch(["Q?", "R?"], rows[:1], ROOMY)
+
+
+def test_check_refuses_a_row_beyond_the_limit(good):
+    limits = Limits(3, 2, 60, 120, len(good.completion_ids))
+    check_batch(["Q?"], [good], limits)
+    with pytest.raises(ValueError, match="more than max_response_tokens"):
+        check_batch(["Q?"], [good], Limits(3, 2, 60, 120, len(good.completion_ids) - 1))
+
+
+# --- what of TRL is leant on, beside its public interface ---
+
+def parameters_of(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_trl_calls_log_as_we_override_it():
+    assert parameters_of(GRPOTrainer.log) == ["self", "logs", "start_time"]
+    assert parameters_of(KnowledgeGRPOTrainer.log) == ["self", "logs", "start_time"]
+    assert inspect.signature(GRPOTrainer.log).parameters["start_time"].default is None
+
+
+def test_trl_takes_a_rollout_function_and_calls_it_as_ours_is_made():
+    assert "rollout_func" in parameters_of(GRPOTrainer.__init__)
+    assert parameters_of(KnowledgeGRPOTrainer.run_agent) == ["prompts", "trainer"]
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "self.rollout_func(prompts, self)" in source and 'pop("env_mask"' in source
+
+
+def test_trl_unwraps_a_model_as_we_ask():
+    assert parameters_of(unwrap_model_for_generation)[:2] == ["model", "accelerator"]
+
+
+def test_trl_passes_the_loss_as_this_test_file_asks_for_it():
+    assert parameters_of(GRPOTrainer._compute_loss) == ["self", "model", "inputs"]
+    assert parameters_of(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
+
+
+def test_trl_has_the_attributes_that_we_read(two_steps):
+    run = two_steps[0]
+    assert set(run._metrics) == {"train", "eval"} and run._metrics["train"]["new name"] == []
+    del run._metrics["train"]["new name"]
+    assert run.num_generations == 4 and run.temperature == 1.0
+    assert run.processing_class.chat_template and run.model_wrapped is not None
+    assert run.accelerator.is_main_process and run.state.global_step == 2
+
+
+def test_nothing_of_trl_is_overridden_but_what_is_tested_here():
+    own = {name for name in vars(KnowledgeGRPOTrainer) if not name.startswith("__")}
+    assert own & set(dir(GRPOTrainer)) == {"log"}
+
+
+def test_trl_is_the_pinned_version():
+    assert f"trl=={trl.__version__}" in (REPO / "requirements.txt").read_text().replace(" ", "")
+
+
+def test_trainer_is_short_enough_to_read():
+    lines = (REPO / "kr1_utils" / "trainer.py").read_text().splitlines()
+    assert len(lines) <= 250
