@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from kr1_utils.profiles import REPO
+
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
 PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
     "format_reward": "format reward (−1 to 1)", "accuracy_reward": "accuracy reward (0 to 1)",
@@ -140,3 +142,23 @@ def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
     cells = "".join(f"<td style='vertical-align:top;text-align:left;width:50%'><b>{html.escape(t)}</b>"
                     f"{part}</td>" for t, part in zip(titles, (left, right)))
     return f"<table style='width:100%'><tr>{cells}</tr></table>"
+
+
+def readme_figures() -> list[Path]:
+    """Draw the figures of the README from the CSVs and summaries in data/reference/tiny."""
+    use_style()
+    runs = sorted((REPO / "data" / "reference" / "tiny").glob("seed*"))
+    logs = {r.name: pd.read_csv(r / "train_log.csv") for r in runs}
+    scores = pd.concat(pd.read_csv(r / "scores.csv") for r in runs)
+    scores = scores[scores["metric"] == "em"]
+    # The mean over seeds, with the widest interval that any seed gave.
+    rows = scores.groupby(["type", "when"], sort=False, as_index=False).agg(
+        {"mean": "mean", "low": "min", "high": "max"})
+    return [save_fig(before_after(rows), REPO, "before_after"),
+            save_fig(six_panels(logs), REPO, "six_panels"),
+            save_fig(lengths(next(iter(logs.values()))), REPO, "lengths")]
+
+
+if __name__ == "__main__":
+    for file in readme_figures():
+        print(file.relative_to(REPO))

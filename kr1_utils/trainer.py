@@ -38,13 +38,13 @@ LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
 }
 
 
-def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike) -> GRPOConfig:
-    """The profile's GRPO arguments as TRL's, with what every scale shares."""
-    return GRPOConfig(
-        output_dir=str(folder), seed=seed, max_completion_length=profile.limits.max_response_tokens,
-        reward_weights=[profile.accuracy_weight, profile.format_weight], logging_steps=1,
-        save_total_limit=2, report_to="none", disable_tqdm=True, remove_unused_columns=False,
-        **profile.grpo)
+def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **changes) -> GRPOConfig:
+    """The profile's GRPO arguments as TRL's, with what every scale shares, and `changes` on top."""
+    return GRPOConfig(**{
+        "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
+        "max_completion_length": profile.limits.max_response_tokens, "report_to": "none",
+        "reward_weights": [profile.accuracy_weight, profile.format_weight],
+        "disable_tqdm": True, "remove_unused_columns": False, **profile.grpo, **changes})
 
 
 def training_set(questions: list[dict]) -> Dataset:
@@ -179,11 +179,6 @@ def resume_point(folder: Path, settings: dict) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return None
-
-
-def finish(folder: Path) -> None:
-    """Remove the training state of a run that is complete and saved."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _from_step(file: Path, step: int) -> Path:

@@ -220,9 +220,11 @@ def test_long_observation_is_cut_and_the_conversation_goes_on(tokenizer, chat):
     assert tokenizer.decode(t.completion_ids).count("\n</context>") == 2
 
 
-def test_answer_turn_comes_early_when_room_runs_out(tokenizer, chat, shortest):
+@pytest.mark.parametrize("max_turns", [1, 9])
+@pytest.mark.parametrize("more", [0, 1, 8])
+def test_answer_turn_comes_early_when_room_runs_out(tokenizer, chat, shortest, max_turns, more):
     turn = len(encode(tokenizer, [SEARCH])[0])
-    limits = Limits(9, 1, turn, 200, least(turn, 9, shortest) + turn)
+    limits = Limits(max_turns, 1, turn, 200, least(turn, max_turns, shortest) + more)
     t = play(tokenizer, [SEARCH, ANSWER], limits, Shelf([{"id": "1", "title": "T", "text": "word " * 900}]))
     assert t.stop == "answer" and len(t.turns) == 2
     assert protocol.ANSWER_NOW in tokenizer.decode(t.completion_ids)

@@ -174,17 +174,31 @@ def test_any_batch_of_turns_stops_where_each_must(tokenizer, chat, rows, pad_is_
     assert turn_end.length == wanted
 
 
+class Words:
+    """As much of a tokenizer as finding the end of a turn needs."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __len__(self):
+        return len(self.words)
+
+    def decode(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+    def batch_decode(self, rows):
+        return [self.decode(row) for row in rows]
+
+
+@pytest.mark.parametrize("last", [">", ">\n", "></", "><think>"])
+def test_token_that_holds_more_than_the_end_of_a_tag_ends_the_turn(last):
+    turn_end = TurnEnd(Words(["<|end|>", "x", "</search", last]), 0, [9], 0)
+    assert [turn_end(torch.tensor([ids]), None).tolist() for ids in ([1], [1, 2], [1, 2, 3])] == [
+        [False], [False], [True]]
+    assert turn_end.length == [3]
+
+
 def test_closing_tokens_of_one_tokenizer_are_not_taken_for_anothers():
-    class Words:
-        def __init__(self, words):
-            self.words = words
-
-        def __len__(self):
-            return len(self.words)
-
-        def batch_decode(self, rows):
-            return ["".join(self.words[i] for i in row) for row in rows]
-
     for size in range(2, 40):  # each is thrown away, and the next may lie where it lay
         table = engines.closing_tokens(Words(["a"] * (size - 1) + [">"]))
         assert table.tolist() == [False] * (size - 1) + [True]

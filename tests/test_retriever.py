@@ -91,6 +91,10 @@ def test_k_larger_than_the_corpus_gives_all_that_match(small, k):
     assert set(ids(small.search(["Dara Merano"], k))[0]) == {"a", "b", "c", "d"}
 
 
+def test_passages_that_share_no_word_with_the_query_are_left_out(small):
+    assert ids(small.search(["Aldoria", "poems"], 4)) == [["d"], ["c"]]
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_never_more_than_k(small, k):
     assert len(small.search(["Dara Kallas Merano river"], k)[0]) == k

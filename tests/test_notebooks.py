@@ -1,0 +1,127 @@
+"""The notebooks run headless: in order through `reproduce`, and each alone; their files are checked."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from kr1_utils import profiles, reproduce, trainer
+
+pytestmark = pytest.mark.notebook
+REPO = profiles.REPO
+# Short, and long enough to see that it learns.
+LEARNING = {"max_steps": 24, "per_device_train_batch_size": 48, "eval_questions": 80, "save_steps": 8}
+SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "eval_questions": 8,
+         "bootstrap_samples": 100, "pretrain_worlds": 1, "pretrain_steps": 4}
+PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))
+
+
+def run(name: str, out: Path, **parameters):
+    """Execute one notebook into `out` and return it."""
+    out.mkdir(parents=True, exist_ok=True)
+    parameters = {"OUT": str(out), "OVERRIDES": SHORT, **parameters}
+    done = papermill.execute_notebook(
+        REPO / "notebooks" / f"{name}.ipynb", out / f"{name}.ipynb", parameters=parameters,
+        progress_bar=False, cwd=REPO / "notebooks")
+    assert all(c.execution_count for c in done.cells if c.cell_type == "code")
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """01–05 in order, as a reader runs them, only shorter."""
+    out = tmp_path_factory.mktemp("run")
+    sets = [f"--set={k}={json.dumps(v)}" for k, v in LEARNING.items()]
+    reproduce.reproduce(reproduce.arguments(["--out", str(out), *sets]))
+    return out
+
+
+def test_a_run_leaves_every_file_that_design_names(whole_run):
+    for name in ("01.ipynb", "02.ipynb", "03.ipynb", "04.ipynb", "05.ipynb", "train_log.csv",
+                 "trajectories.jsonl", "predictions.jsonl", "summary.json", "checkpoint"):
+        assert (whole_run / name).exists(), name
+    assert len(list((whole_run / "figures").glob("*.png"))) >= 8
+    assert not list(whole_run.glob("*.part")) and not list(whole_run.glob("*.failed.ipynb"))
+
+
+def test_a_run_learns(whole_run):
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert summary["em_after"] > summary["em_before"] + 0.1
+    assert summary["searches_after"] > summary["searches_before"]
+    assert summary["response_length_after"] > summary["response_length_before"]
+
+
+def test_summary_holds_what_design_names(whole_run):
+    summary = json.loads((whole_run / "summary.json").read_text())
+    names = """profile seed em_before em_after em_single_before em_single_after f1_before f1_after
+    searches_before searches_after response_length_before response_length_after train_steps seconds"""
+    assert set(names.split()) <= set(summary)
+    assert set(summary["seconds"]) == {"01", "02", "03", "04", "05", "total"}
+    assert summary["train_steps"] == LEARNING["max_steps"] and summary["profile"] == "tiny"
+
+
+def test_training_log_is_whole_and_finite(whole_run):
+    log = pd.read_csv(whole_run / "train_log.csv")
+    assert list(log.columns) == list(trainer.LOG_COLUMNS)
+    assert log["step"].tolist() == list(range(1, LEARNING["max_steps"] + 1))
+    assert log.map(math.isfinite).all().all()
+
+
+def test_predictions_hold_every_question_once(whole_run):
+    rows = [json.loads(line) for line in (whole_run / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == len({r["id"] for r in rows}) == 2 * LEARNING["eval_questions"]
+    assert all({"prediction", "golden_answers", "passage_ids"} <= set(r) for r in rows)
+
+
+def test_a_complete_run_is_not_run_again(whole_run, capsys):
+    before = (whole_run / "03.ipynb").stat().st_mtime_ns
+    sets = [f"--set={k}={json.dumps(v)}" for k, v in LEARNING.items()]
+    reproduce.reproduce(reproduce.arguments(["--out", str(whole_run), *sets]))
+    assert capsys.readouterr().out.count("complete already") == 5
+    assert (whole_run / "03.ipynb").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["01_build_index", "02_agent_loop", "03_train_grpo", "04_evaluate",
+                                  "05_response_length", "A1_tiny_model"])
+def test_a_notebook_runs_alone(name, tmp_path):
+    done = run(name, tmp_path)
+    made = {f.name for f in tmp_path.iterdir()} | {f.name for f in (tmp_path / "figures").iterdir()}
+    wanted = {"01_build_index": "retrieval.json", "02_agent_loop": "02_lengths.png",
+              "03_train_grpo": "train_log.csv", "04_evaluate": "summary.json",
+              "05_response_length": "05_six_panels.png", "A1_tiny_model": "tiny-lm"}
+    assert wanted[name] in made
+    assert nbformat.reads(nbformat.writes(done), 4)
+
+
+@pytest.mark.parametrize("name", [*reproduce.NOTEBOOKS.values(), "A1_tiny_model"])
+def test_a_misspelt_notebook_parameter_is_refused(name, tmp_path):
+    with pytest.raises(PapermillExecutionError, match="Unknown parameter 'PROFIL'"):
+        run(name, tmp_path, PROFIL="tiny")
+
+
+def test_retrieval_on_real_questions_is_as_measured_before(tmp_path):
+    if not (PACK / "passages.jsonl").is_file():
+        pytest.skip("the 2WikiMultihopQA pack is not here: set KR1_2WIKI to its folder")
+    run("01_build_index", tmp_path, DATA=str(PACK), OVERRIDES={})
+    recall = json.loads((tmp_path / "retrieval.json").read_text())["answer_recall"]["answer in corpus"]
+    for k, wanted in (("1", 0.24), ("3", 0.45), ("5", 0.56), ("10", 0.69)):
+        assert abs(recall[k] - wanted) <= 0.02
+    run("04_evaluate", tmp_path, DATA=str(PACK), OVERRIDES={"eval_questions": 4})
+    assert json.loads((tmp_path / "summary.json").read_text())["em_single_before"] is None
+
+
+def test_training_on_your_own_data(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(REPO / "data/miniwiki/passages.jsonl", own)
+    lines = (REPO / "data/miniwiki/train.jsonl").read_text().splitlines(keepends=True)
+    (own / "train.jsonl").write_text("".join(lines[:40]))
+    run("03_train_grpo", tmp_path / "out", DATA=str(own))
+    assert len(pd.read_csv(tmp_path / "out" / "train_log.csv")) == SHORT["max_steps"]

@@ -1,0 +1,88 @@
+"""The command line: bad input is refused before any notebook runs, and a cut-off run goes on."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from kr1_utils import profiles, reproduce
+
+
+def call(*words: str):
+    """`python -m kr1_utils.reproduce` with these words, as a reader types them."""
+    return subprocess.run([sys.executable, "-m", "kr1_utils.reproduce", *words], text=True,
+                          capture_output=True, timeout=300)
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--profile", "tyni"], "Unknown profile 'tyni'"),
+    (["--set", "max_step=3"], "did you mean 'max_steps'"),
+    (["--set", "max_steps=many"], "must be a int"),
+    (["--set", "max_turns=-1"], "must not be negative"),
+    (["--seed", "-1"], "SEED must be a whole number"),
+    (["--data", "no/such/folder"], "no passages.jsonl"),
+    (["--out", "LICENSE/below"], "can not be written"),
+])
+def test_bad_input_ends_in_one_sentence_before_any_work(words, sentence, tmp_path):
+    if words[0] == "--out":
+        words = ["--out", str(profiles.REPO / words[1])]
+    else:
+        words = [*words, "--out", str(tmp_path / "out")]
+    done = call(*words)
+    assert done.returncode == 2 and sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out" / "01.ipynb").exists()
+
+
+def test_an_unknown_argument_is_refused():
+    done = call("--profil-e", "tiny")
+    assert done.returncode == 2 and "unrecognized arguments" in done.stderr
+
+
+def test_a_failing_notebook_is_named_with_cell_and_error(tmp_path):
+    index = tmp_path / "index"
+    index.mkdir(parents=True)
+    (index / "foreign.txt").write_text("not an index")
+    done = call("--out", str(tmp_path), "--only", "01")
+    assert done.returncode == 1
+    assert "01_build_index, cell" in done.stderr and "ValueError" in done.stderr
+    assert (index / "foreign.txt").exists()
+
+
+def test_only_one_notebook_is_run(tmp_path):
+    done = call("--out", str(tmp_path), "--only", "01")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "01.ipynb").exists() and not (tmp_path / "02.ipynb").exists()
+
+
+def test_a_changed_parameter_makes_a_notebook_outdated(tmp_path):
+    args = reproduce.arguments(["--out", str(tmp_path), "--only", "01"])
+    reproduce.reproduce(args)
+    stamp = (tmp_path / ".done" / "01.json").read_text()
+    args.seed = 7
+    reproduce.reproduce(args)
+    assert (tmp_path / ".done" / "01.json").read_text() != stamp
+
+
+@pytest.mark.slow
+def test_a_run_interrupted_in_training_goes_on_where_it_was(tmp_path):
+    words = ["--out", str(tmp_path), "--only", "03", "--set", "max_steps=8", "--set", "save_steps=2",
+             "--set", "per_device_train_batch_size=16"]
+    first = subprocess.Popen([sys.executable, "-m", "kr1_utils.reproduce", *words],
+                             stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "train_log.csv"
+    while not (log.exists() and len(pd.read_csv(log)) >= 3):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"it ended by itself: {first.wait(timeout=0.2)}")
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(timeout=120) == 130 and "goes on from here" in first.stderr.read()
+    assert any((tmp_path / "training").glob("checkpoint-*"))
+    again = call(*words)
+    assert again.returncode == 0, again.stderr
+    assert pd.read_csv(log)["step"].tolist() == list(range(1, 9))
+    assert (tmp_path / "checkpoint" / "adapter_config.json").exists()
+    assert not (tmp_path / "training").exists()

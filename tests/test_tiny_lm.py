@@ -1,0 +1,61 @@
+"""The shipped model is small, takes any text, knows the format, reads, and gives up too early."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kr1_utils import data, evaluation, profiles
+from kr1_utils.engines import TransformersEngine
+from kr1_utils.models import load
+from kr1_utils.protocol import TAGS, ChatFormat
+
+FOLDER = profiles.REPO / "data" / "tiny-lm"
+TOKENIZER = load("data/tiny-lm")[1]
+
+
+def test_tiny_lm_is_small(tiny):
+    model, _ = tiny
+    assert model.num_parameters() <= 2_000_000
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 8 * 2**20
+    assert {f.suffix for f in FOLDER.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_any_text_survives_the_tokenizer(text):
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    assert TOKENIZER.decode(ids) == text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def test_tags_do_not_end_a_sequence(tiny):
+    model, tokenizer = tiny
+    for tag in TAGS:
+        ids = tokenizer(f"<{tag}></{tag}>", add_special_tokens=False)["input_ids"]
+        assert not set(ids) & {tokenizer.eos_token_id, tokenizer.pad_token_id}
+        assert model.config.eos_token_id not in ids
+
+
+def exam(model, tokenizer, retriever, split, temperature, limit=0):
+    """Scores of the shipped questions of a split."""
+    profile = profiles.resolve("tiny")
+    engine = TransformersEngine(model, tokenizer, ChatFormat.of(tokenizer).end_of_turn, temperature)
+    questions = data.questions_of(data.sources(profile), split, limit)
+    return evaluation.evaluate(engine, tokenizer, retriever, questions, profile.limits,
+                               profile.system_prompt)
+
+
+def test_tiny_lm_reads_single_hop_questions(tiny, retriever):
+    assert evaluation.mean(exam(*tiny, retriever, "test_single", 0.0, 60), "em") >= 0.9
+
+
+@pytest.mark.slow
+def test_tiny_lm_is_what_grpo_can_start_from(tiny, retriever):
+    torch.manual_seed(0)
+    single = exam(*tiny, retriever, "test_single", 0.0)
+    greedy = exam(*tiny, retriever, "test", 0.0)
+    sampled = exam(*tiny, retriever, "test", 1.0)
+    assert evaluation.mean(single, "em") >= 0.95
+    assert evaluation.mean(greedy, "em") <= 0.20
+    assert evaluation.mean(sampled + single, "format") >= 0.95
+    assert all(row["em"] >= 0.05 for row in evaluation.by_type(sampled))
