@@ -156,10 +156,16 @@ def shown(file: str | os.PathLike) -> str:
 
 
 def reference(file: Path) -> Path:
-    """The run's own `file`, or the one of the shipped reference run where there is none yet."""
+    """The run's own `file`, or the one of the shipped reference run where there is none yet.
+
+    Raises:
+        FileNotFoundError: if neither is there.
+    """
     if file.exists():
         return file
     shipped = REPO / "data" / "reference" / "tiny" / "seed42" / file.name
+    if not shipped.exists():
+        raise FileNotFoundError(f"{shown(file)} is not there: run 03_train_grpo first.")
     print(f"{shown(file)} is not there yet: showing the shipped run's {shown(shipped)}.")
     return shipped
 
