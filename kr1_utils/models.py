@@ -35,6 +35,7 @@ def load(model: str, adapter: str | os.PathLike | None = None):
         raise FileNotFoundError(
             f"Model {model!r} is neither a folder with a model nor to be had from the hub "
             f"({str(error).splitlines()[0]})") from None
+    network.name_or_path = model  # PEFT notes it beside the adapter: no path of one machine
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if adapter is not None:

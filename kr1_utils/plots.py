@@ -21,7 +21,7 @@ PANELS = {  # the six panels of the original figure: column of train_log.csv -> 
 def use_style() -> None:
     """One look for all figures: thin axes, readable in grey."""
     plt.rcParams.update({
-        "figure.dpi": 90, "savefig.dpi": 120, "figure.constrained_layout.use": True,
+        "figure.dpi": 72, "savefig.dpi": 120, "figure.constrained_layout.use": True,
         "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 11, "legend.frameon": False,
         "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREY, "#4d9a57", "#8b5a9b"],
@@ -52,7 +52,7 @@ def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
     Args:
         logs: label -> train_log.csv as a table.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(11, 5.5), sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharex=True)
     styles = [(BLUE, "-"), (ORANGE, "--"), (GREY, "-."), ("#4d9a57", ":")]
     for ax, (column, label) in zip(axes.flat, columns.items()):
         for (name, log), (color, style) in zip(logs.items(), styles):
