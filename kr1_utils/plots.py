@@ -90,7 +90,7 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
         error = [part["mean"] - part["low"], part["high"] - part["mean"]]
         ax.bar(x, part["mean"], 0.38, label=when, color=color, hatch=hatch, edgecolor="white",
                yerr=error, error_kw={"elinewidth": 1, "capsize": 2})
-    ax.set_xticks(range(len(types)), [t.replace("_", " ") for t in types])
+    ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
     ax.set(ylabel=label, ylim=(0, 1))
     ax.legend(loc="upper left")
     return figure
