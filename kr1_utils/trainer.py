@@ -44,7 +44,8 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
         "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
         "max_completion_length": profile.limits.max_response_tokens, "report_to": "none",
         "reward_weights": [profile.accuracy_weight, profile.format_weight],
-        "disable_tqdm": True, "remove_unused_columns": False, **profile.grpo, **changes})
+        "disable_tqdm": True, "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
 
 
 def training_set(questions: list[dict]) -> Dataset:
