@@ -73,7 +73,9 @@ def test_a_run_interrupted_in_training_goes_on_where_it_was(tmp_path):
     words = ["--out", str(tmp_path), "--only", "03", "--set", "max_steps=8", "--set", "save_steps=2",
              "--set", "per_device_train_batch_size=16"]
     first = subprocess.Popen([sys.executable, "-m", "kr1_utils.reproduce", *words],
-                             stderr=subprocess.PIPE, text=True, start_new_session=True)
+                             stderr=subprocess.PIPE, text=True, start_new_session=True,
+                             # A shell's background jobs ignore Ctrl-C, and so would this one.
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     log = tmp_path / "train_log.csv"
     while not (log.exists() and len(pd.read_csv(log)) >= 3):
         with contextlib.suppress(subprocess.TimeoutExpired):
