@@ -17,7 +17,7 @@ from kr1_utils import profiles, reproduce, trainer
 pytestmark = pytest.mark.notebook
 REPO = profiles.REPO
 # Short, and long enough to see that it learns.
-LEARNING = {"max_steps": 24, "per_device_train_batch_size": 48, "eval_questions": 80, "save_steps": 8}
+LEARNING = {"max_steps": 48, "per_device_train_batch_size": 48, "eval_questions": 80, "save_steps": 16}
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "eval_questions": 8,
          "bootstrap_samples": 100, "pretrain_worlds": 1, "pretrain_steps": 4}
 PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))
