@@ -30,7 +30,9 @@ class Trajectory:
     texts: list[str] = field(default_factory=list)  # one a turn, as written
     passages: list[list[dict]] = field(default_factory=list)  # one list a search
     answer: str | None = None
-    stop: str = ""  # "answer", "no_answer" (the last turn had none) or "truncated" (it ran too long)
+    # "answer", "no_answer" (the last turn had none), "truncated" (it ran too long) or
+    # "prompt_too_long" (prompt and response may not fit the model's window: nothing was sampled)
+    stop: str = ""
 
     @property
     def searches(self) -> int:
@@ -84,6 +86,7 @@ def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
 
     Args:
         engine: `generate(prompt_ids, max_new_tokens) -> list[Generation]`, one a prompt, in order.
+            If it has a `window` (tokens), questions that may not fit it are not asked.
         retriever: `search(queries, k) -> list[list[passage]]`, one list a query, in order.
         questions: `{"question": …}`, other keys are kept; the same one may come several times.
         on_turn: called with (turn number, unfinished trajectories) after each turn, for progress.
@@ -99,8 +102,13 @@ def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
             tokenizer, protocol.messages(q["question"], system_prompt, limits.max_turns == 0)))
         for q in questions
     ]
+    window = getattr(engine, "window", None)
+    for t in everyone:
+        if window and len(t.prompt_ids) + limits.max_response_tokens > window:
+            t.stop = "prompt_too_long"
+            t._append([chat.end_of_turn], 0)  # a completion is never empty
     last = {id(t): limits.max_turns == 0 for t in everyone}  # whose next turn is the answer turn
-    todo, number = everyone, 0
+    todo, number = [t for t in everyone if not t.stop], 0
     while todo:
         number += 1
         generations = engine.generate([t.prompt_ids + t.completion_ids for t in todo],

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from kr1_utils.protocol import CLOSING
 
@@ -64,43 +64,88 @@ def closing_tokens(tokenizer) -> torch.Tensor:
 class TransformersEngine:
     """Generates with `model.generate` on a left-padded batch.
 
+    Keys and values of each conversation are kept until the next call, so that a turn computes only what
+    was appended since the last one. Make a new engine when the weights have changed.
+
     Args:
         end_of_turn: the token id that ends an assistant message.
         temperature: 0 for greedy.
         batch_size: rows generated together.
+        keep_cache: False computes every prompt from its first token, in every turn.
     """
 
     def __init__(self, model, tokenizer, end_of_turn: int, temperature: float = 1.0,
-                 batch_size: int = 256):
+                 batch_size: int = 256, keep_cache: bool = True):
         self.model, self.tokenizer, self.end_of_turn = model, tokenizer, end_of_turn
-        self.temperature, self.batch_size = temperature, batch_size
+        self.temperature, self.batch_size, self.keep_cache = temperature, batch_size, keep_cache
+        self.window = getattr(model.config, "max_position_embeddings", None)  # tokens
+        self.kept: dict[tuple[int, ...], list] = {}  # ids -> [(keys, values) (heads, T, width) a layer]
+        self.computed = 0  # prompt tokens computed so far, padding not counted
 
     def generate(self, prompt_ids: list[list[int]], max_new_tokens: list[int]) -> list[Generation]:
         """One turn for each prompt: at most `max_new_tokens[i]` ids, ending where the turn ends."""
         out: list[Generation] = []
+        known, self.kept = self.kept, {}
         for start in range(0, len(prompt_ids), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            out += self._batch(prompt_ids[rows], max_new_tokens[rows])
+            out += self._batch(prompt_ids[rows], max_new_tokens[rows], known)
         return out
 
     @torch.no_grad()
-    def _batch(self, prompt_ids: list[list[int]], limits: list[int]) -> list[Generation]:
-        device = self.model.device
-        width = max(map(len, prompt_ids))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompt_ids], device=device)  # (B, P)
-        attention = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
-        turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, width)
+    def _batch(self, prompts: list[list[int]], limits: list[int], known: dict) -> list[Generation]:
+        device, pad = self.model.device, self.tokenizer.pad_token_id
+        lengths = sorted({len(ids) for ids in known}, reverse=True)
+        done = [next((n for n in lengths if n < len(p) and tuple(p[:n]) in known), 0) for p in prompts]
+        past, new = max(done), max(len(p) - n for p, n in zip(prompts, done))
+        self.computed += sum(map(len, prompts)) - sum(done)
+        # Each row: padding, what is known already, padding, what is new.
+        ids = torch.tensor([[pad] * (past - n) + p[:n] + [pad] * (new - len(p) + n) + p[n:]
+                            for p, n in zip(prompts, done)], device=device)  # (B, past + new)
+        attention = torch.tensor([[0] * (past - n) + [1] * n + [0] * (new - len(p) + n) + [1] * (len(p) - n)
+                                  for p, n in zip(prompts, done)], device=device)
+        turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, past + new)
         config = GenerationConfig(
             max_new_tokens=max(limits), do_sample=self.temperature > 0,
             temperature=self.temperature or None, top_k=0 if self.temperature else None,
-            pad_token_id=pad, eos_token_id=None, bos_token_id=None)
+            pad_token_id=pad, eos_token_id=None, bos_token_id=None, return_dict_in_generate=True)
+        cache = _stacked([known.get(tuple(p[:n])) for p, n in zip(prompts, done)], past)
         was_training = self.model.training
         self.model.eval()
         try:
-            rows = self.model.generate(ids, attention_mask=attention, generation_config=config,
+            made = self.model.generate(ids, attention_mask=attention, generation_config=config,
+                                       past_key_values=cache,
                                        stopping_criteria=StoppingCriteriaList([turn_end]))
         finally:
             self.model.train(was_training)
-        new = rows[:, width:].tolist()
-        return [Generation(r[:n]) for r, n in zip(new, turn_end.length)]
+        sampled = [row[:n] for row, n in zip(made.sequences[:, past + new:].tolist(), turn_end.length)]
+        if self.keep_cache:
+            self._keep(prompts, sampled, attention.bool(), made.past_key_values)
+        return [Generation(s) for s in sampled]
+
+    def _keep(self, prompts, sampled, attention: torch.Tensor, cache) -> None:
+        """Remember each row's keys and values without its padding."""
+        steps = cache.get_seq_length() - attention.shape[1]  # the last token was sampled, not computed
+        for i, (prompt, said) in enumerate(zip(prompts, sampled)):
+            said = said[:steps]
+            rest = torch.arange(steps, device=attention.device) < len(said)
+            real = torch.cat([attention[i], rest])
+            self.kept[tuple(prompt + said)] = [(layer.keys[i][:, real], layer.values[i][:, real])
+                                               for layer in cache.layers]
+
+
+def _stacked(rows: list[list | None], length: int) -> DynamicCache | None:
+    """One cache of `length` positions from the keys and values of single rows, padded on the left."""
+    if not length:
+        return None
+    some = next(row for row in rows if row is not None)
+    cache = DynamicCache()
+    for number, layer in enumerate(some):
+        stacked = []
+        for part, example in enumerate(layer):
+            batch = example.new_zeros(len(rows), example.shape[0], length, example.shape[2])
+            for i, row in enumerate(rows):
+                if row is not None:
+                    batch[i, :, length - row[number][part].shape[1]:] = row[number][part]
+            stacked.append(batch)
+        cache.update(*stacked, number)
+    return cache

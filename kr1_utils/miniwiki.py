@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -219,16 +220,23 @@ def _people(rng: random.Random, world: World, families: int, cities: list[str]) 
 
 
 def _namesakes(rng: random.Random, world: World, share: float) -> None:
-    """Hard negatives: some people get a namesake, and then both titles name the occupation."""
+    """Hard negatives: some people bear the name of a relative, and both titles name the occupation."""
     people = [p for p in world.of("person") if "(" not in p]
     rng.shuffle(people)
-    for one, other in zip(people[: int(share * len(people))], reversed(people)):
-        jobs = [world.facts[p]["occupation"] for p in (one, other)]
-        titles = [f"{one} ({job})" for job in jobs]
-        alike = world.facts[one]["sex"] == world.facts[other]["sex"]
-        if alike and jobs[0] != jobs[1] and not any(t in world.kind for t in titles):
-            _rename(world, one, titles[0])
-            _rename(world, other, titles[1])
+    for one in people[: int(share * len(people))]:
+        for other in people:
+            if one in world.kind and other in world.kind and _can_be_namesakes(world, one, other):
+                for person in (one, other):
+                    _rename(world, person, f"{one} ({world.facts[person]['occupation']})")
+
+
+def _can_be_namesakes(world: World, one: str, other: str) -> bool:
+    """Whether two people have one surname and sex, but neither one father nor one occupation."""
+    a, b = world.facts[one], world.facts[other]
+    return (one != other and one.split()[-1] == other.split()[-1] and a["sex"] == b["sex"]
+            and a["occupation"] != b["occupation"]
+            and ("father" not in a or a["father"] != b.get("father"))
+            and not any(f"{one} ({f['occupation']})" in world.kind for f in (a, b)))
 
 
 def _rename(world: World, old: str, new: str) -> None:
@@ -300,7 +308,7 @@ def _passage(rng: random.Random, world: World, title: str, number: int) -> dict:
     rng.shuffle(relations)
     # What questions build on is nearly always stated; the rest fills up.
     key = ("father", "mother", "spouse", "director", "performer", "founder", "birth_date")
-    relations.sort(key=lambda r: r in key and rng.random() < 0.8, reverse=True)
+    relations.sort(key=lambda r: r in key and rng.random() < 0.7, reverse=True)
     chosen = relations[: rng.randint(min(3, len(relations)), 4)]
     rng.shuffle(chosen)
     text = []
@@ -370,24 +378,20 @@ class _Asker:
         return self._question("inference", text, answer,
                               [[person, one, middle], [middle, two, answer]])
 
-    def _pair(self, kind: str, relation: str, same: bool | None) -> list[str] | None:
-        """Two titles with the fact stated; `same` asks for equal or for different values."""
+    def _pair(self, kind: str, value_of: Callable[[str], str | None], same: bool | None) -> list[str] | None:
+        """Two titles whose values are equal (`same`), are not (`not same`), or differ in the year (None)."""
         pool = self.of[kind]
-        a = self.rng.choice(pool)
-        if self.fact(a, relation) is None:
-            return None
-        for b in self.rng.sample(pool, min(len(pool), 60)):
-            if b == a or self.fact(b, relation) is None:
-                continue
-            x, y = self.world.facts[a][relation], self.world.facts[b][relation]
-            if same is None and year(x) != year(y) or same is not None and (x == y) == same:
-                return [a, b]
+        known = [t for t in self.rng.sample(pool, min(len(pool), 60)) if value_of(t) is not None]
+        for b in known[1:]:
+            x, y = value_of(known[0]), value_of(b)
+            if (year(x) != year(y)) if same is None else ((x == y) == same):
+                return [known[0], b]
         return None
 
     def comparison(self) -> dict | None:
         (kind, relation), forms = self.rng.choice([*COMPARE.items(), (("person", "nationality"), None)])
         same = None if forms else self.rng.random() < 0.5
-        pair = self._pair(kind, relation, same)
+        pair = self._pair(kind, lambda title: self.fact(title, relation), same)
         if pair is None:
             return None
         a, b = pair
@@ -400,24 +404,24 @@ class _Asker:
         return self._question("comparison", form.format(a=a, b=b), answer, evidence, earlier=earlier)
 
     def bridge_comparison(self) -> dict | None:
-        films = self.rng.sample(self.of["film"], 2)
-        directors = [self.fact(f, "director") for f in films]
-        if None in directors or directors[0] == directors[1]:
-            return None
         relation = "nationality" if self.rng.random() < 0.35 else "birth_date"
-        values = [self.fact(d, relation) for d in directors]
-        if None in values:
+        same = self.rng.random() < 0.5 if relation == "nationality" else None
+
+        def value_of(film: str) -> str | None:
+            director = self.fact(film, "director")
+            return director and self.fact(director, relation)
+
+        films = self._pair("film", value_of, same)
+        directors = films and [self.fact(f, "director") for f in films]
+        if not films or directors[0] == directors[1]:
             return None
+        a, b = films
+        values = [value_of(a), value_of(b)]
         evidence = [t for f, d, v in zip(films, directors, values)
                     for t in ([f, "director", d], [d, relation, v])]
-        a, b = films
         if relation == "nationality":
-            if values[0] != values[1] and self.rng.random() < 0.85:
-                return None  # or nearly every answer would be "no"
             return self._question("bridge_comparison", SAME["film"].format(a=a, b=b),
-                                  "yes" if values[0] == values[1] else "no", evidence)
-        if year(values[0]) == year(values[1]):
-            return None
+                                  "yes" if same else "no", evidence)
         form, earlier = self.rng.choice(BRIDGE_COMPARE)
         answer = films[(year(values[0]) < year(values[1])) != earlier]
         return self._question("bridge_comparison", form.format(a=a, b=b), answer, evidence,
@@ -482,6 +486,17 @@ def shipped() -> tuple[World, dict[str, list[dict]]]:
                    for i, (name, counts) in enumerate(SIZES.items())}
 
 
+def verdict(a: str, x: str, b: str, y: str, earlier: bool | None) -> str:
+    """What follows from a's value x and b's value y: which is earlier or later, or (None) the same.
+
+    Value first, name behind it: then naming the winner is copying what came after its value.
+    """
+    if earlier is None:
+        return f"{x} and {y} are {'the same' if x == y else 'different'}."
+    pick = (min if earlier else max)((x, a), (y, b), key=lambda value: int(value[0]))
+    return f"The {'earlier' if earlier else 'later'} is {pick[0]}: {pick[1]}."
+
+
 def demonstration(question: dict) -> list[tuple[str, str, str]]:
     """What a patient expert would say: one (thought, 'search' or 'answer', content) a turn.
 
@@ -496,17 +511,12 @@ def demonstration(question: dict) -> list[tuple[str, str, str]]:
         short = value.split()[-1] if relation == "birth_date" and compares else value
         if compares and relation not in ("director",):
             values.append((subject, short))
-            note = f"{subject}: {short}."
+            note = f"{short}: {subject}."
         else:
             note = f"The {relation.replace('_', ' ')} is {value}."
     if len(values) == 2:
         (a, x), (b, y) = values
-        if "earlier" in question:
-            pick = (min if question["earlier"] else max)(x, y, key=int)
-            verdict = f"{pick} is {'earlier' if question['earlier'] else 'later'}."
-        else:
-            verdict = f"{x} and {y} are {'the same' if x == y else 'different'}."
-        note = f"{a}: {x}. {b}: {y}. {verdict}"
+        note = f"{x}: {a}. {y}: {b}. {verdict(a, x, b, y, question.get('earlier'))}"
     return [*turns, (note, "answer", answer)]
 
 

@@ -52,7 +52,7 @@ def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
     Args:
         logs: label -> train_log.csv as a table.
     """
-    figure, axes = plt.subplots(2, 3, figsize=(9, 4.6), sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
     styles = [(BLUE, "-"), (ORANGE, "--"), (GREY, "-."), ("#4d9a57", ":")]
     for ax, (column, label) in zip(axes.flat, columns.items()):
         for (name, log), (color, style) in zip(logs.items(), styles):

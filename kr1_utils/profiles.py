@@ -44,8 +44,8 @@ class Profile:
     format_weight: float = 1.0
     eval_questions: int = 0  # of each test set; 0 is all
     bootstrap_samples: int = 2000
-    pretrain_worlds: int = 180  # A1: worlds to write conversations from
-    pretrain_steps: int = 3000  # A1: updates
+    pretrain_worlds: int = 150  # A1: worlds to write conversations from
+    pretrain_steps: int = 5600  # A1: updates
     expected: dict = field(default_factory=dict)  # measured: {"minutes", "memory", "machine"}
 
 
@@ -58,7 +58,7 @@ PROFILES = {
         test_questions="data/miniwiki/test.jsonl",
         test_single_questions="data/miniwiki/test_single.jsonl",
         system_prompt="Search, read, answer.",  # tiny-lm learned the format in pre-training
-        limits=Limits(max_turns=5, top_k=2, max_turn_tokens=48, max_observation_tokens=128,
+        limits=Limits(max_turns=5, top_k=2, max_turn_tokens=64, max_observation_tokens=128,
                       max_response_tokens=768),
         grpo=dict(
             max_steps=60, learning_rate=2e-3, lr_scheduler_type="constant_with_warmup",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -82,6 +83,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, rollout_func=type(self).run_agent, **kwargs)
         self.retriever, self.limits, self.system_prompt = retriever, limits, system_prompt
         self.folder, self.on_step = Path(folder), on_step
+        self.remove_callback(PrinterCallback)  # `on_step` reports, and train_log.csv holds the rest
         self.chat = ChatFormat.of(self.processing_class)
         check_limits(limits, self.processing_class, self.chat)
         self.mask_checked = False
@@ -110,7 +112,8 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             "prompt_ids": [t.prompt_ids for t in trajectories],
             "completion_ids": [t.completion_ids for t in trajectories],
             "env_mask": [t.loss_mask for t in trajectories],
-            "logprobs": None if trajectories[0].logprobs is None else [t.logprobs for t in trajectories],
+            "logprobs": (None if any(t.logprobs is None for t in trajectories)
+                         else [t.logprobs for t in trajectories]),
             "trajectory": trajectories,
         }
 

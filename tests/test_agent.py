@@ -5,7 +5,7 @@ from helpers import ANSWER, NASTY, SEARCH, THINK, Babbler, Shelf, any_limits, an
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr1_utils import protocol, trainer
+from kr1_utils import protocol, rewards, trainer
 from kr1_utils.agent import ScriptedEngine, check_limits, rollout
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.profiles import PROFILES, Limits
@@ -318,3 +318,26 @@ def test_tiny_model_ends_every_strange_question(tiny, chat, retriever):
         assert t.stop in ("answer", "no_answer", "truncated")
         trainer.check_mask(t.completion_ids, t.loss_mask, tiny[1], chat)
     trainer.check_batch(strange, trajectories, limits)
+
+
+def test_a_question_that_may_not_fit_the_window_is_not_asked(tokenizer, chat):
+    long, short = "Who is " + "Dara " * 200 + "?", "Who is Dara?"
+    engine = Babbler(tokenizer, {short: encode(tokenizer, [SEARCH, ANSWER])}, SYSTEM)
+    engine.window = ROOMY.max_response_tokens + 100
+    both = [{"question": q} for q in (long, short)]
+    refused, asked = rollout(engine, tokenizer, Shelf(), both, ROOMY, SYSTEM)
+    assert (refused.stop, refused.answer, refused.turns) == ("prompt_too_long", None, [])
+    assert (refused.completion_ids, refused.loss_mask) == ([chat.end_of_turn], [0])
+    assert asked.stop == "answer" and asked.searches == 1
+    trainer.check_mask(refused.completion_ids, refused.loss_mask, tokenizer, chat)
+    assert rewards.format_score(refused.turns) == -1.0
+
+
+def test_a_window_that_just_fits_is_used(tokenizer):
+    question = "Who is Dara?"
+    prompt = protocol.prompt_ids(tokenizer, protocol.messages(question, SYSTEM))
+    engine = Babbler(tokenizer, {question: encode(tokenizer, [ANSWER])}, SYSTEM)
+    for window, stop in ((len(prompt) + ROOMY.max_response_tokens, "answer"),
+                         (len(prompt) + ROOMY.max_response_tokens - 1, "prompt_too_long")):
+        engine.window = window
+        assert rollout(engine, tokenizer, Shelf(), [{"question": question}], ROOMY, SYSTEM)[0].stop == stop

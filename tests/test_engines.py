@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kr1_utils import engines, protocol
+from kr1_utils.agent import rollout
 from kr1_utils.engines import TransformersEngine, TurnEnd
-from kr1_utils.profiles import PROFILES
+from kr1_utils.models import load
+from kr1_utils.profiles import PROFILES, REPO
 
 LIMIT = 48
 
@@ -202,3 +204,34 @@ def test_closing_tokens_of_one_tokenizer_are_not_taken_for_anothers():
     for size in range(2, 40):  # each is thrown away, and the next may lie where it lay
         table = engines.closing_tokens(Words(["a"] * (size - 1) + [">"]))
         assert table.tolist() == [False] * (size - 1) + [True]
+
+
+def conversation(tiny, retriever, chat, questions, keep_cache, batch_size=256, temperature=0.0):
+    """Trajectories of whole conversations with the trained adapter, and the engine that made them."""
+    torch.manual_seed(0)
+    adapter = REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint"
+    model, tokenizer = load("data/tiny-lm", adapter)
+    engine = TransformersEngine(model, tokenizer, chat.end_of_turn, temperature, batch_size, keep_cache)
+    profile = PROFILES["tiny"]
+    return rollout(engine, tokenizer, retriever, questions, profile.limits, profile.system_prompt), engine
+
+
+@pytest.mark.parametrize("batch_size", [256, 5])
+def test_kept_keys_and_values_change_nothing_but_the_work(tiny, retriever, chat, questions, batch_size):
+    asked = questions["test"][:12] + questions["test"][:2]  # two conversations stand twice
+    kept, with_cache = conversation(tiny, retriever, chat, asked, True, batch_size)
+    fresh, without = conversation(tiny, retriever, chat, asked, False, batch_size)
+    assert sum(t.searches for t in fresh) > len(asked)  # else there is nothing to keep
+    prompts = [t.prompt_ids for t in fresh]
+    assert_same(tiny[0], prompts, [t.completion_ids for t in fresh], [t.completion_ids for t in kept])
+    last = [len(t.prompt_ids + t.completion_ids) for t in fresh]
+    assert with_cache.computed < without.computed
+    assert with_cache.computed < sum(last)  # no token of a prompt twice, and the sampled ones once
+
+
+def test_a_prompt_that_is_known_to_its_last_token_is_continued(engine, prompts, greedy):
+    whole = prompts[0] + greedy[0][:5]
+    engine.kept = {}
+    first = engine.generate([whole], [LIMIT])[0].ids
+    engine.kept = {tuple(whole): next(iter(engine.kept.values()))}
+    assert engine.generate([whole], [LIMIT])[0].ids == first == greedy[0][5:]

@@ -198,3 +198,26 @@ def test_too_small_a_world_is_refused_instead_of_looping():
     world = miniwiki.make_world(5, families=20)
     with pytest.raises(ValueError, match="make the world larger"):
         miniwiki.make_questions(world, {"single": 10}, {world.of("country")[0]}, 0, "q")
+
+
+def test_children_bear_the_surname_of_their_father(world):
+    children = [t for t, facts in world.facts.items() if "father" in facts]
+    surname = lambda title: miniwiki.base_name(title).split()[-1]  # noqa: E731
+    assert len(children) > 300
+    assert all(surname(t) == surname(world.facts[t]["father"]) for t in children)
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+@pytest.mark.parametrize("kind", ["comparison", "bridge_comparison"])
+def test_some_comparisons_ask_for_yes_or_no(questions, name, kind):
+    answers = Counter(q["golden_answers"][0] for q in questions[name] if q["type"] == kind)
+    assert answers["yes"] and answers["no"]
+    assert 0.1 < (answers["yes"] + answers["no"]) / answers.total() < 0.5
+
+
+@pytest.mark.parametrize("earlier, says", [
+    (True, "The earlier is 1889: B."), (False, "The later is 1963: A."),
+    (None, "1963 and 1889 are different.")])
+def test_verdict_names_the_right_one(earlier, says):
+    assert miniwiki.verdict("A", "1963", "B", "1889", earlier) == says
+    assert miniwiki.verdict("A", "Istria", "B", "Istria", None) == "Istria and Istria are the same."

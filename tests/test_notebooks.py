@@ -53,7 +53,7 @@ def test_a_run_leaves_every_file_that_design_names(whole_run):
 
 def test_a_run_learns(whole_run):
     summary = json.loads((whole_run / "summary.json").read_text())
-    assert summary["em_after"] > summary["em_before"]
+    assert summary["em_after"] > summary["em_before"] + 0.1
     assert summary["searches_after"] > summary["searches_before"]
     assert summary["response_length_after"] > summary["response_length_before"]
 

@@ -12,8 +12,6 @@ from kr1_utils.protocol import TAGS, ChatFormat
 
 FOLDER = profiles.REPO / "data" / "tiny-lm"
 TOKENIZER = load("data/tiny-lm")[1]
-# The shipped model was trained too short for this; strict, so that it speaks up when it is met.
-too_short = pytest.mark.xfail(strict=True, reason="tiny-lm reads only half of the facts so far")
 
 
 def test_tiny_lm_is_small(tiny):
@@ -47,19 +45,22 @@ def exam(model, tokenizer, retriever, split, temperature, limit=0):
                                profile.system_prompt)
 
 
-@too_short
 def test_tiny_lm_reads_single_hop_questions(tiny, retriever):
     assert evaluation.mean(exam(*tiny, retriever, "test_single", 0.0, 60), "em") >= 0.9
 
 
-@too_short
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="189 of the 200 are right, one less than wanted; 4 can not be found")
+def test_tiny_lm_reads_nearly_all_single_hop_questions(tiny, retriever):
+    assert evaluation.mean(exam(*tiny, retriever, "test_single", 0.0), "em") >= 0.95
+
+
 @pytest.mark.slow
 def test_tiny_lm_is_what_grpo_can_start_from(tiny, retriever):
     torch.manual_seed(0)
-    single = exam(*tiny, retriever, "test_single", 0.0)
     greedy = exam(*tiny, retriever, "test", 0.0)
     sampled = exam(*tiny, retriever, "test", 1.0)
-    assert evaluation.mean(single, "em") >= 0.95
+    single = exam(*tiny, retriever, "test_single", 1.0)
     assert evaluation.mean(greedy, "em") <= 0.20
     assert evaluation.mean(sampled + single, "format") >= 0.95
     assert all(row["em"] >= 0.05 for row in evaluation.by_type(sampled))
