@@ -57,7 +57,7 @@ def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
     for ax, (column, label) in zip(axes.flat, columns.items()):
         for (name, log), (color, style) in zip(logs.items(), styles):
             curve(ax, log["step"], log[column], name, color, style)
-        ax.set_ylabel(label)
+        ax.set_ylabel(label, fontsize=8)
     for ax in axes[1]:
         ax.set_xlabel("GRPO step")
     if len(logs) > 1:
@@ -92,7 +92,7 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
                yerr=error, error_kw={"elinewidth": 1, "capsize": 2})
     ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
     ax.set(ylabel=label, ylim=(0, 1))
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 
 
