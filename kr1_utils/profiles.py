@@ -45,7 +45,7 @@ class Profile:
     eval_questions: int = 0  # of each test set; 0 is all
     bootstrap_samples: int = 2000
     pretrain_worlds: int = 150  # A1: worlds to write conversations from
-    pretrain_steps: int = 5600  # A1: updates
+    pretrain_steps: int = 7000  # A1: updates
     expected: dict = field(default_factory=dict)  # measured: {"minutes", "memory", "machine"}
 
 

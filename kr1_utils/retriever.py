@@ -19,6 +19,7 @@ import Stemmer
 from bm25s.tokenization import Tokenizer
 
 STEMMER, STOP_WORDS = "english", "en"
+BM25 = {"k1": 0.9, "b": 0.4}  # Anserini's defaults, chosen for passages of a few sentences
 MANIFEST = "manifest.json"
 # Below so many passages one thread is enough, and starting numba's others would cost more: 5 s of
 # compilation, and PyTorch's own number of threads, which numba's OpenMP resets.
@@ -50,7 +51,7 @@ class Retriever:
         tokens = tokenizer.tokenize(texts, return_as="tuple", allow_empty=False, show_progress=progress)
         if not any(tokens.ids):
             raise ValueError("No passage holds a word that can be indexed.")
-        index = bm25s.BM25(backend="numba")
+        index = bm25s.BM25(**BM25, backend="numba")
         index.index(tokens, show_progress=progress)
         if folder is not None:
             cls._write(Path(folder), index, tokenizer, passages, stemmer, stop_words)

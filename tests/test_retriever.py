@@ -123,7 +123,7 @@ def test_scores_are_those_of_plain_bm25s(world, retriever, questions):
     asked = [q["question"] for q in questions["test"][:25]]
     stemmer = Stemmer.Stemmer("english")
     texts = [f"{p['title']} {p['text']}" for p in world.passages]
-    plain = bm25s.BM25()
+    plain = bm25s.BM25(k1=0.9, b=0.4)
     plain.index(bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False),
                 show_progress=False)
     tokens = bm25s.tokenize(asked, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
@@ -210,7 +210,7 @@ def test_foreign_folder_is_refused(tmp_path):
 
 
 def test_index_of_plain_bm25s_is_refused(tmp_path):
-    plain = bm25s.BM25()
+    plain = bm25s.BM25(k1=0.9, b=0.4)
     plain.index(bm25s.tokenize(["one text", "two texts"], show_progress=False), show_progress=False)
     plain.save(tmp_path / "index")
     with pytest.raises(ValueError, match="not a complete index"):
