@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -184,3 +186,31 @@ def write_text(file: str | os.PathLike, text: str) -> None:
 def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
     """One JSON object a line, written whole or not at all."""
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+
+
+def append_log(file: Path, row: dict) -> None:
+    """Put `row` behind the rows of earlier steps; rows of its own step or later ones are from a run
+    that was cut off after its last checkpoint, and go.
+
+    Raises:
+        ValueError: if earlier rows have other columns.
+    """
+    rows = []
+    if file.exists():
+        with file.open(newline="") as lines:
+            rows = [r for r in csv.DictReader(lines) if int(r["step"]) < row["step"]]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows([*rows, row])
+    write_text(file, text.getvalue())
+
+
+def from_step(file: Path, step: int) -> Path:
+    """The file of trajectories, without what a cut-off run wrote from `step` on."""
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        if len(kept) < len(lines):
+            write_text(file, "".join(kept))
+    return file

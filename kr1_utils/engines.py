@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
+from llvmlite.binding.ffi import lib
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from kr1_utils.protocol import CLOSING
+
+# vLLM 0.31 on a CPU asks every loaded object for its `__dict__`, and numba's library of compiled code
+# takes that for the name of one of its functions: give it a dict to answer with.
+lib._fntab.setdefault("__dict__", {})
 
 
 @dataclass
@@ -39,25 +44,32 @@ class TurnEnd(StoppingCriteria):
         step = input_ids.shape[1] - self.start
         last = input_ids[:, -1].cpu()
         done = (last == self.end_of_turn) | (step >= self.limits)
-        for i in torch.nonzero(self.may_close[last] & ~done).flatten().tolist():
+        for i in torch.nonzero(self.may_close[last.clamp(max=len(self.may_close) - 1)] & ~done).flatten().tolist():
             if not self.length[i]:
                 ids = input_ids[i, max(self.start, input_ids.shape[1] - self.tail):].tolist()
-                # The last token may hold more than the tag's end (">\n"), never less.
-                before, text = self.tokenizer.decode(ids[:-1]), self.tokenizer.decode(ids)
-                done[i] = any(text.count(tag) > before.count(tag) for tag in CLOSING)
+                done[i] = closes(self.tokenizer, ids)
         for i in torch.nonzero(done).flatten().tolist():
             self.length[i] = self.length[i] or step
         return torch.tensor([n > 0 for n in self.length], device=input_ids.device)
+
+
+def closes(tokenizer, ids: list[int]) -> bool:
+    """Whether the last of `ids` completes a closing tag; it may hold more than the tag's end (">\n")."""
+    before, text = tokenizer.decode(ids[:-1]), tokenizer.decode(ids)
+    return any(text.count(tag) > before.count(tag) for tag in CLOSING)
 
 
 _CLOSING_TOKENS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> table
 
 
 def closing_tokens(tokenizer) -> torch.Tensor:
-    """(V,) bool: which tokens hold a '>' and so may complete a closing tag."""
+    """(V + 1,) bool: which tokens hold a '>' and so may complete a closing tag.
+
+    The last one stands for all ids past the tokenizer's: models may have more of them, unused.
+    """
     if tokenizer not in _CLOSING_TOKENS:
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        _CLOSING_TOKENS[tokenizer] = torch.tensor([">" in t for t in texts])
+        _CLOSING_TOKENS[tokenizer] = torch.tensor([*(">" in t for t in texts), False])
     return _CLOSING_TOKENS[tokenizer]
 
 
@@ -80,7 +92,7 @@ class TransformersEngine:
         self.temperature, self.batch_size, self.keep_cache = temperature, batch_size, keep_cache
         self.window = getattr(model.config, "max_position_embeddings", None)  # tokens
         self.kept: dict[tuple[int, ...], list] = {}  # ids -> [(keys, values) (heads, T, width) a layer]
-        self.computed = 0  # prompt tokens computed so far, padding not counted
+        self.computed = 0  # tokens computed so far: of prompts, sampled, padding, and rows already finished
 
     def generate(self, prompt_ids: list[list[int]], max_new_tokens: list[int]) -> list[Generation]:
         """One turn for each prompt: at most `max_new_tokens[i]` ids, ending where the turn ends."""
@@ -97,7 +109,6 @@ class TransformersEngine:
         lengths = sorted({len(ids) for ids in known}, reverse=True)
         done = [next((n for n in lengths if n < len(p) and tuple(p[:n]) in known), 0) for p in prompts]
         past, new = max(done), max(len(p) - n for p, n in zip(prompts, done))
-        self.computed += sum(map(len, prompts)) - sum(done)
         # Each row: padding, what is known already, padding, what is new.
         ids = torch.tensor([[pad] * (past - n) + p[:n] + [pad] * (new - len(p) + n) + p[n:]
                             for p, n in zip(prompts, done)], device=device)  # (B, past + new)
@@ -117,6 +128,7 @@ class TransformersEngine:
                                        stopping_criteria=StoppingCriteriaList([turn_end]))
         finally:
             self.model.train(was_training)
+        self.computed += made.sequences[:, past:-1].numel()  # the last one is not looked at
         sampled = [row[:n] for row, n in zip(made.sequences[:, past + new:].tolist(), turn_end.length)]
         if self.keep_cache:
             self._keep(prompts, sampled, attention.bool(), made.past_key_values)
@@ -149,3 +161,79 @@ def _stacked(rows: list[list | None], length: int) -> DynamicCache | None:
             stacked.append(batch)
         cache.update(*stacked, number)
     return cache
+
+
+class VLLMEngine:
+    """Generates with vLLM (Kwon et al., 2023, https://arxiv.org/abs/2309.06180); token ids in and out.
+
+    Its prefix cache keeps the keys and values of every conversation, so that a turn computes what was
+    appended since the last one, and of the system prompt, which all conversations share.
+
+    Args:
+        llm: a `vllm.LLM` made with `logprobs_mode="processed_logprobs"`, as TRL makes its own: the
+            log-probabilities are then those of the distribution that was sampled from.
+        end_of_turn: the token id that ends an assistant message.
+        temperature: 0 for greedy.
+    """
+
+    def __init__(self, llm, tokenizer, end_of_turn: int, temperature: float = 1.0):
+        self.llm, self.tokenizer, self.end_of_turn = llm, tokenizer, end_of_turn
+        self.temperature, self.may_close = temperature, closing_tokens(tokenizer)
+        self.window = llm.llm_engine.model_config.max_model_len  # tokens
+        self.computed = 0  # tokens computed so far: of prompts, where the cache had none, and sampled
+
+    @classmethod
+    def open(cls, model: str, tokenizer, end_of_turn: int, temperature: float = 1.0, **llm) -> VLLMEngine:
+        """Start vLLM on a folder or hub id; `llm` goes to `vllm.LLM`.
+
+        Raises:
+            ImportError: if vLLM is not installed.
+        """
+        try:
+            from vllm import LLM
+        except ImportError:
+            raise ImportError("vLLM is not installed: see requirements-gpu.txt.") from None
+        engine = LLM(model, logprobs_mode="processed_logprobs", enable_prefix_caching=True, **llm)
+        return cls(engine, tokenizer, end_of_turn, temperature)
+
+    def generate(self, prompt_ids: list[list[int]], max_new_tokens: list[int]) -> list[Generation]:
+        """One turn for each prompt: at most `max_new_tokens[i]` ids, ending where the turn ends."""
+        from vllm import SamplingParams
+
+        # A model's own generation_config.json is not asked: nothing but the temperature shapes the choice.
+        settings = [SamplingParams(
+            temperature=self.temperature, max_tokens=limit, logprobs=0, ignore_eos=True,
+            stop_token_ids=[self.end_of_turn], stop=list(CLOSING), include_stop_str_in_output=True,
+            skip_special_tokens=False) for limit in max_new_tokens]
+        prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
+        made = self.llm.generate(prompts, settings, use_tqdm=False)
+        out = []
+        for request in made:
+            self.computed += len(request.prompt_token_ids) - (request.num_cached_tokens or 0)
+            said = request.outputs[0]
+            self.computed += len(said.token_ids)
+            ids = list(said.token_ids)[: self._turn_length(said.token_ids)]
+            logprobs = [step[token].logprob for step, token in zip(said.logprobs, ids)]
+            out.append(Generation(ids, logprobs))
+        return out
+
+    def _turn_length(self, ids) -> int:
+        """Tokens up to the end of the turn: vLLM may find a closing tag a token late."""
+        for n, token in enumerate(ids, 1):
+            if token == self.end_of_turn or (self.may_close[min(token, len(self.may_close) - 1)] and closes(self.tokenizer, ids[:n])):
+                return n
+        return len(ids)
+
+
+def let_vllm_reload_on_cpu() -> None:
+    """Make vLLM's CPU build keep its weights as they are.
+
+    It packs them for oneDNN once they are loaded, and drops what it packed: weights pushed later, as TRL
+    pushes them before every rollout, find no place. Call this before the engine starts.
+    """
+    from vllm.model_executor.layers import utils
+
+    def plain(layer, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    utils.dispatch_cpu_unquantized_gemm = plain

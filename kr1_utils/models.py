@@ -141,6 +141,25 @@ def lora_config(profile: Profile) -> LoraConfig | None:
                       lora_dropout=0.0, task_type="CAUSAL_LM")
 
 
+def merged_weights(model: PeftModel):
+    """Yield (name, weight) of the base model with its LoRA adapter added, names as without PEFT.
+
+    The base weights are read only. `merge_adapter` and `unmerge_adapter` would add to them and subtract
+    again, and in bfloat16 what is subtracted is not what was added (huggingface/trl #6688).
+    """
+    layers = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if model.prefix in name or "original_module" in name:
+            continue
+        weight, (owner, _, kind) = parameter.data, name.rpartition(".base_layer.")
+        if kind == "weight":
+            for adapter in model.active_adapters:
+                delta = layers[owner].get_delta_weight(adapter)
+                weight = (weight.float() + delta.float()).to(weight.dtype)
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        yield plain.replace("modules_to_save.default.", ""), weight
+
+
 def save_adapter(model, tokenizer, folder: str | os.PathLike) -> Path:
     """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all."""
     folder = Path(folder)

@@ -6,25 +6,26 @@ public hook `rollout_func` hands over the trajectories; `env_mask` is the loss m
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
 import resource
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from kr1_utils import protocol, rewards
-from kr1_utils.agent import Trajectory, check_limits, rollout
-from kr1_utils.data import write_text
-from kr1_utils.engines import TransformersEngine
+from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
+from kr1_utils.data import append_log, from_step, write_text
+from kr1_utils.engines import TransformersEngine, VLLMEngine, let_vllm_reload_on_cpu
+from kr1_utils.models import merged_weights
 from kr1_utils.profiles import Limits, Profile
 from kr1_utils.protocol import ChatFormat
 
@@ -78,8 +79,12 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         if kwargs["args"].max_completion_length != limits.max_response_tokens:
             raise ValueError(f"max_completion_length={kwargs['args'].max_completion_length} must equal "
                              f"max_response_tokens={limits.max_response_tokens}.")
+        if kwargs["args"].use_vllm and kwargs["args"].vllm_mode != "colocate":
+            raise ValueError('The agent loop needs vllm_mode="colocate": each turn has limits of its own.')
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is marked experimental
         reward_funcs = reward_funcs or [rewards.accuracy_reward, rewards.format_reward]
+        if kwargs["args"].use_vllm and not torch.cuda.is_available():
+            let_vllm_reload_on_cpu()
         super().__init__(model, reward_funcs, rollout_func=type(self).run_agent, **kwargs)
         self.retriever, self.limits, self.system_prompt = retriever, limits, system_prompt
         self.folder, self.on_step = Path(folder), on_step
@@ -87,6 +92,10 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         self.chat = ChatFormat.of(self.processing_class)
         check_limits(limits, self.processing_class, self.chat)
         self.mask_checked = False
+        plain = all(p.is_floating_point() for p in self.model.parameters())  # neither packed in 4 bits …
+        if self.use_vllm and isinstance(self.model, PeftModel) and plain and not (
+                self.is_deepspeed_enabled or self.is_fsdp_enabled):  # … nor spread over processes
+            self.vllm_generation._iter_named_params = lambda: merged_weights(self.model)
 
     @staticmethod
     def run_agent(prompts: list[str], trainer: KnowledgeGRPOTrainer) -> dict[str, list]:
@@ -95,9 +104,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         Args:
             prompts: questions; in training each stands `num_generations` times in a row.
         """
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model:
-            engine = TransformersEngine(model, trainer.processing_class, trainer.chat.end_of_turn,
-                                        temperature=trainer.temperature)
+        with trainer._engine() as engine:
             trajectories = rollout(engine, trainer.processing_class, trainer.retriever,
                                    [{"question": p} for p in prompts], trainer.limits,
                                    trainer.system_prompt)
@@ -117,6 +124,26 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             "trajectory": trajectories,
         }
 
+    @contextmanager
+    def _engine(self):
+        """The engine of one rollout, with this step's weights for all its turns."""
+        more = (self.processing_class, self.chat.end_of_turn, self.temperature)
+        if not self.use_vllm:
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
+                yield TransformersEngine(model, *more)
+            return
+        vllm = self.vllm_generation  # TRL has pushed the weights, once a step
+        if vllm.enable_sleep_mode:
+            if vllm._llm_weights_sleeping:  # a second rollout in this step
+                vllm.sync_weights()
+            vllm.llm.wake_up(tags=["kv_cache"])
+        try:
+            yield VLLMEngine(vllm.llm, *more)
+        finally:
+            if vllm.enable_sleep_mode:
+                vllm.llm.sleep(level=2)  # drops the weights, which the next push brings back
+                vllm._llm_weights_sleeping = True
+
     def _record(self, trajectories: list[Trajectory]) -> None:
         """Add what TRL does not measure to this step's log, and keep one group of trajectories."""
         mode = "train" if self.model.training else "eval"
@@ -132,7 +159,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             rows = [{"step": self.state.global_step + 1, "question": t.question["question"],
                      "turns": t.texts, "answer": t.answer, "stop": t.stop,
                      "sampled": t.sampled_length, "retrieved": t.retrieved_length} for t in group]
-            with _from_step(self.folder / "trajectories.jsonl", rows[0]["step"]).open("a") as out:
+            with from_step(self.folder / "trajectories.jsonl", rows[0]["step"]).open("a") as out:
                 out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -152,20 +179,6 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                 self.on_step(row)
 
 
-def append_log(file: Path, row: dict) -> None:
-    """Put `row` behind the rows of earlier steps; rows of its own step or later ones are from a run
-    that was cut off after its last checkpoint, and go."""
-    rows = []
-    if file.exists():
-        with file.open(newline="") as lines:
-            rows = [r for r in csv.DictReader(lines) if int(r["step"]) < row["step"]]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, LOG_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows([*rows, row])
-    write_text(file, text.getvalue())
-
-
 def resume_point(folder: Path, settings: dict) -> str | None:
     """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
 
@@ -183,67 +196,3 @@ def resume_point(folder: Path, settings: dict) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return None
-
-
-def _from_step(file: Path, step: int) -> Path:
-    """The trajectory file without what a cut-off run wrote from `step` on."""
-    if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        if len(kept) < len(lines):
-            write_text(file, "".join(kept))
-    return file
-
-
-def check_batch(prompts: list[str], trajectories: list[Trajectory], limits: Limits) -> None:
-    """TRL does not check what a rollout returns, and drops lists that are too short: check it here.
-
-    Raises:
-        ValueError: unless there is one trajectory a prompt, in order, with ids, mask and
-            log-probabilities of one length within the limits.
-    """
-    if len(prompts) != len(trajectories):
-        raise ValueError(f"{len(trajectories)} trajectories came back for {len(prompts)} prompts.")
-    for i, (prompt, t) in enumerate(zip(prompts, trajectories)):
-        lengths = {len(t.completion_ids), len(t.loss_mask)} | (
-            {len(t.logprobs)} if t.logprobs is not None else set())
-        if t.question["question"] != prompt:
-            raise ValueError(f"Trajectory {i} answers another question than prompt {i}.")
-        if len(lengths) != 1 or not t.completion_ids:
-            raise ValueError(f"Trajectory {i} has ids, mask and log-probabilities of lengths {lengths}.")
-        if len(t.completion_ids) > limits.max_response_tokens:
-            raise ValueError(f"Trajectory {i} has {len(t.completion_ids)} tokens, more than "
-                             f"max_response_tokens={limits.max_response_tokens}.")
-
-
-def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> None:
-    """Refuse a mask that is inverted, or that trains on what the model did not write.
-
-    It is checked against the text of the conversation alone, not against how it was built: after an
-    end-of-turn token a user message and the next assistant header must be masked out.
-
-    Raises:
-        ValueError: naming the first token that is wrong.
-    """
-    header = tokenizer(chat.before_user, add_special_tokens=False)["input_ids"][:-1]
-    opening = tokenizer(chat.after_user, add_special_tokens=False)["input_ids"]
-    at = 0
-    while at < len(ids):
-        end = ids.index(chat.end_of_turn, at) if chat.end_of_turn in ids[at:] else len(ids)
-        for i in range(at, end):
-            if mask[i] != 1:
-                raise ValueError(f"The loss mask leaves out token {i} ({tokenizer.decode(ids[i])!r}), "
-                                 "which the model sampled: is it inverted?")
-        message = end + 1
-        if ids[message:message + len(header)] != header:
-            if message < len(ids):
-                raise ValueError(f"After the turn that ends at token {end} comes no user message.")
-            return
-        at = message
-        while at < len(ids) and ids[at:at + len(opening)] != opening:
-            at += 1
-        at = min(at + len(opening), len(ids))
-        for i in range(message, at):
-            if mask[i] != 0:
-                raise ValueError(f"The loss mask trains on token {i} ({tokenizer.decode(ids[i])!r}), "
-                                 "which is part of an observation or a header.")

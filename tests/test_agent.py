@@ -5,7 +5,7 @@ from helpers import ANSWER, NASTY, SEARCH, THINK, Babbler, Shelf, any_limits, an
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr1_utils import protocol, rewards, trainer
+from kr1_utils import agent, protocol, rewards
 from kr1_utils.agent import ScriptedEngine, check_limits, rollout
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.profiles import PROFILES, Limits
@@ -66,8 +66,8 @@ def test_any_model_under_any_limits_keeps_the_contract(tokenizer, chat, shortest
     trajectories, engine, _ = play_ids(tokenizer, scripts, limits)
     for t, said, prompts in zip(trajectories, engine.said.values(), engine.prompts.values(), strict=True):
         assert_contract(t, said, prompts, limits, tokenizer, chat)
-        trainer.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
-    trainer.check_batch([t.question["question"] for t in trajectories], trajectories, limits)
+        agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+    agent.check_batch([t.question["question"] for t in trajectories], trajectories, limits)
 
 
 @given(st.data())
@@ -78,7 +78,7 @@ def test_any_ids_at_all_keep_the_contract(tokenizer, chat, shortest, data):
     trajectories, engine, _ = play_ids(tokenizer, scripts, limits)
     for t, said, prompts in zip(trajectories, engine.said.values(), engine.prompts.values(), strict=True):
         assert_contract(t, said, prompts, limits, tokenizer, chat)
-        trainer.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+        agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
 
 
 @given(st.data())
@@ -316,8 +316,8 @@ def test_tiny_model_ends_every_strange_question(tiny, chat, retriever):
     trajectories = rollout(engine, tiny[1], retriever, [{"question": q} for q in strange], limits, SYSTEM)
     for t in trajectories:
         assert t.stop in ("answer", "no_answer", "truncated")
-        trainer.check_mask(t.completion_ids, t.loss_mask, tiny[1], chat)
-    trainer.check_batch(strange, trajectories, limits)
+        agent.check_mask(t.completion_ids, t.loss_mask, tiny[1], chat)
+    agent.check_batch(strange, trajectories, limits)
 
 
 def test_a_question_that_may_not_fit_the_window_is_not_asked(tokenizer, chat):
@@ -329,7 +329,7 @@ def test_a_question_that_may_not_fit_the_window_is_not_asked(tokenizer, chat):
     assert (refused.stop, refused.answer, refused.turns) == ("prompt_too_long", None, [])
     assert (refused.completion_ids, refused.loss_mask) == ([chat.end_of_turn], [0])
     assert asked.stop == "answer" and asked.searches == 1
-    trainer.check_mask(refused.completion_ids, refused.loss_mask, tokenizer, chat)
+    agent.check_mask(refused.completion_ids, refused.loss_mask, tokenizer, chat)
     assert rewards.format_score(refused.turns) == -1.0
 
 

@@ -1,0 +1,205 @@
+"""Owns the side-by-side measurements, each from one run.
+
+`python -m kr1_utils.bench agent` lets the same model answer the same questions, greedily and within
+the same limits, in four ways, and counts what each computes beside the least that is possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from kr1_utils import models, protocol
+from kr1_utils.agent import Trajectory, rollout
+from kr1_utils.data import load_passages, questions_of, sources, write_text
+from kr1_utils.engines import TransformersEngine, VLLMEngine
+from kr1_utils.profiles import Profile, resolve
+from kr1_utils.protocol import ChatFormat
+from kr1_utils.retriever import Retriever
+
+WAYS = ("one_by_one", "batched", "trl_tools", "vllm")
+# How TRL's tool loop reads our turns; its template must show calls and results, and append only.
+TOOL_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n"
+    "{% if m.role == 'tool' %}<context>\n{{ m.content }}\n</context>{% else %}{{ m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<search>{{ c.function | tojson }}</search>{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+RESPONSE_TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
+        "tool_calls": {
+            "open": "<search>", "close_pattern": r"</search>\s*", "repeats": True, "content": "text",
+            "transform": {"type": "function",
+                          "function": {"name": "search", "arguments": {"query": "{content}"}}}},
+        "content": {"close_pattern": r"<\|im_end\|>\s*|$", "content": "text"},
+    },
+}
+
+
+def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter: str | None = None) -> dict:
+    """Questions a second and tokens computed a question, for each way of running the loop.
+
+    Tokens computed count everything that goes through the model: padding, and rows that are finished
+    while others still write. The floor computes every token of prompt and trajectory once.
+
+    Returns:
+        {way: {"questions_per_second", "tokens_computed_per_question", "floor_ratio",
+        "searches_per_question"}}
+    """
+    model, tokenizer = models.load(profile.model, adapter)
+    if adapter is not None:
+        model = model.merge_and_unload()
+    retriever = Retriever.build(passages)
+    retriever.search([questions[0]["question"]], 1)  # numba compiles once
+    chat = ChatFormat.of(tokenizer)
+
+    def run(engine, batches) -> list[Trajectory]:
+        return [t for batch in batches
+                for t in rollout(engine, tokenizer, retriever, batch, profile.limits, profile.system_prompt)]
+
+    def transformers(batches):
+        engine = TransformersEngine(model, tokenizer, chat.end_of_turn, temperature=0.0)
+        return run(engine, batches), engine.computed
+
+    ways = {
+        "one_by_one": lambda: transformers([[q] for q in questions]),
+        "batched": lambda: transformers([questions]),
+        "trl_tools": trl_tools(model, tokenizer, retriever, questions, profile),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if importlib.util.find_spec("vllm"):
+            models.save_adapter(model, tokenizer, Path(folder) / "model")
+            vllm = VLLMEngine.open(
+                str(Path(folder) / "model"), tokenizer, chat.end_of_turn, 0.0, dtype=model.dtype, seed=0,
+                max_model_len=min(4096, model.config.max_position_embeddings), max_num_seqs=256)
+
+            def with_vllm():
+                before = vllm.computed
+                return run(vllm, [questions]), vllm.computed - before
+
+            run(vllm, [[{"question": "Who?"}]])  # the first call compiles
+            ways["vllm"] = with_vllm
+        return {way: _measure(ways[way], len(questions)) for way in WAYS if way in ways}
+
+
+def _measure(way, count: int) -> dict:
+    start = time.perf_counter()
+    trajectories, computed = way()
+    seconds = time.perf_counter() - start
+    floor = sum(len(t.prompt_ids) + len(t.completion_ids) for t in trajectories)
+    return {"questions_per_second": count / seconds, "tokens_computed_per_question": computed / count,
+            "floor_ratio": computed / floor, "searches_per_question": sum(t.searches for t in trajectories) / count}
+
+
+def trl_tools(model, tokenizer, retriever, questions: list[dict], profile: Profile):
+    """TRL's own tool loop over the same questions, ready to be called.
+
+    It stops a turn at end-of-sequence tokens alone. Where a closing tag is one token it is made one of
+    them, so that no turn runs on; the limit of one turn and of the whole is TRL's one limit.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    def search(query: str) -> str:
+        """Search Wikipedia.
+
+        Args:
+            query: what to look for.
+        """
+        return protocol.render_context(retriever.search([query.strip()], profile.limits.top_k)[0])
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template, tokenizer.response_template = TOOL_TEMPLATE, RESPONSE_TEMPLATE
+    closing = [tokenizer.convert_tokens_to_ids(tag) for tag in protocol.CLOSING]
+    closing = [i for i, tag in zip(closing, protocol.CLOSING) if tokenizer.decode([i]) == tag]
+    model = copy.deepcopy(model)
+    if closing:
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, *closing]
+        tokenizer.eos_token = protocol.CLOSING[0]  # what TRL appends begins right behind it
+    prompts = [protocol.messages(q["question"], profile.system_prompt) for q in questions]
+    config = GRPOConfig(
+        output_dir=tempfile.mkdtemp(), report_to="none", bf16=False, num_generations=2,
+        per_device_train_batch_size=2, use_cpu=not torch.cuda.is_available(),
+        max_completion_length=profile.limits.max_response_tokens,
+        max_tool_calling_iterations=profile.limits.max_turns,
+        generation_kwargs={"do_sample": False, "max_new_tokens": profile.limits.max_turn_tokens})
+    trainer = GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), args=config,
+                   train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
+                   processing_class=tokenizer, tools=[search])
+    # TRL sets these at the head of a training step, of which only the generation is wanted here.
+    trainer._sync_tool_dicts = [{"search": search}] * len(prompts)
+    trainer._async_tool_dicts = [{}] * len(prompts)
+    computed = 0
+
+    def count(module, args, kwargs):
+        nonlocal computed
+        computed += kwargs["input_ids"].numel()
+
+    trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+
+    def way():
+        trainer.model.eval()
+        prompt_ids, completion_ids, _, messages, *_ = trainer._generate(prompts)
+        searches = [[[] for m in said if m["role"] == "tool"] for said in messages]
+        return [Trajectory(q, p, c, passages=s)
+                for q, p, c, s in zip(questions, prompt_ids, completion_ids, searches)], computed
+
+    return way
+
+
+def machine() -> str:
+    """What these figures were measured on."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m kr1_utils.bench", description=__doc__)
+    parser.add_argument("what", choices=["agent"])
+    parser.add_argument("--profile", default="tiny")
+    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--data", default="", help="folder with your own passages and questions")
+    parser.add_argument("--adapter", help="a trained adapter, merged into the model first")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--csv", type=Path, help="write the table here too")
+    args = parser.parse_args(argv)
+    profile = resolve(args.profile)
+    where = sources(profile, args.data)
+    questions = questions_of(where, "test", args.questions)
+    with contextlib.redirect_stdout(sys.stderr):  # what libraries print is not the result
+        engines = agent(profile, questions, load_passages(where["passages"]), args.adapter)
+    result = {"profile": profile.name, "questions": len(questions), "machine": machine(), "engines": engines}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print(f"{profile.name}, {len(questions)} questions, {result['machine']}")
+        slowest = engines["one_by_one"]["questions_per_second"]
+        for way, row in engines.items():
+            print(f"{way:>10}: {row['questions_per_second']:8.2f} questions/s "
+                  f"({row['questions_per_second'] / slowest:5.1f} ×), "
+                  f"{row['tokens_computed_per_question']:6.0f} tokens computed a question, "
+                  f"{row['floor_ratio']:.2f} × the floor, {row['searches_per_question']:.2f} searches")
+    if args.csv:
+        rows = [{"profile": profile.name, "questions": len(questions), "way": way, **row,
+                 "machine": result["machine"]} for way, row in engines.items()]
+        write_text(args.csv, pd.DataFrame(rows).to_csv(index=False))
+
+
+if __name__ == "__main__":
+    main()

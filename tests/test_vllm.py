@@ -1,0 +1,172 @@
+"""Real vLLM, its CPU build, in the environment that tests/vllm_env.sh makes: `-m vllm`."""
+
+import os
+
+import pytest
+import torch
+
+from kr1_utils import data, models, trainer
+from kr1_utils.agent import rollout
+from kr1_utils.engines import TransformersEngine, VLLMEngine
+from kr1_utils.profiles import REPO, Limits, resolve
+from kr1_utils.protocol import ChatFormat
+from kr1_utils.retriever import Retriever
+
+pytestmark = pytest.mark.vllm
+PACK = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
+ADAPTER = REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint"
+# vLLM computes in bfloat16 what the training model computes in float32: a token's log-probability
+# differs by about 0.001 on average, and by up to 0.1 where it is unlikely.
+MEAN, WORST = 0.01, 0.5
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_cpu_process():
+    """vLLM in this process, on all its cores, with 1 GB for keys and values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        yield
+
+
+def first_gap(model, prompt, one, other):
+    """The difference of the two best logits where two continuations of `prompt` part."""
+    same = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + one[:same]])).logits[0, -1]
+    best = logits.topk(2).values
+    return (best[0] - best[1]).item()
+
+
+def same_conversations(model, tokenizer, retriever, questions, limits, system_prompt, folder):
+    """How many conversations both engines lead token for token, greedily; the others part at a tie."""
+    chat = ChatFormat.of(tokenizer)
+    vllm = VLLMEngine.open(str(folder), tokenizer, chat.end_of_turn, 0.0, dtype="float32", block_size=16,
+                           enforce_eager=True, max_model_len=2048, max_num_seqs=64)
+    asked = (tokenizer, retriever, questions, limits, system_prompt)
+    theirs = rollout(vllm, *asked)
+    ours = rollout(TransformersEngine(model, tokenizer, chat.end_of_turn, 0.0, batch_size=25), *asked)
+    for a, b in zip(ours, theirs):
+        if a.completion_ids != b.completion_ids:
+            assert first_gap(model, a.prompt_ids, a.completion_ids, b.completion_ids) < 1e-3
+    floor = sum(len(t.prompt_ids) + len(t.completion_ids) for t in theirs)
+    print(f"vLLM computed {vllm.computed / floor:.2f} times the floor")
+    assert vllm.computed < 1.15 * floor
+    assert all(len(t.logprobs) == len(t.completion_ids) for t in theirs)
+    assert all(lp <= 0 for t in theirs for lp in t.logprobs)
+    return sum(a.completion_ids == b.completion_ids for a, b in zip(ours, theirs)), theirs
+
+
+def test_both_engines_lead_the_same_conversations_with_tiny_lm(retriever, questions, tmp_path):
+    model, tokenizer = models.load("data/tiny-lm", ADAPTER)
+    model = model.merge_and_unload()
+    folder = models.save_adapter(model, tokenizer, tmp_path / "merged")
+    profile = resolve("tiny")
+    same, trajectories = same_conversations(model, tokenizer, retriever, questions["test"][:50],
+                                            profile.limits, profile.system_prompt, folder)
+    assert same >= 48
+    assert sum(t.searches for t in trajectories) > 80 and sum(t.stop == "answer" for t in trajectories) > 40
+
+
+def test_both_engines_lead_the_same_conversations_with_smollm2():
+    folder = models.smollm2_from_wheel()
+    model, tokenizer = models.load(str(folder))
+    if PACK.is_dir():
+        questions = data.load_questions(PACK / "questions.jsonl")[:50]
+        passages = data.load_passages(PACK / "passages.jsonl")
+    else:
+        questions = data.load_questions(REPO / "data" / "miniwiki" / "test.jsonl")[:50]
+        passages = data.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
+    limits = Limits(max_turns=1, top_k=2, max_turn_tokens=48, max_observation_tokens=160,
+                    max_response_tokens=280)
+    same, trajectories = same_conversations(model, tokenizer, Retriever.build(passages), questions, limits,
+                                            "Answer the question.", folder)
+    assert same >= 48
+
+
+# --- training with vLLM in the same process ---
+
+class Watched(trainer.KnowledgeGRPOTrainer):
+    """Keeps, for each step, how far vLLM's log-probabilities are from the training model's."""
+
+    def _generate_and_score_completions(self, inputs):
+        out = super()._generate_and_score_completions(inputs)
+        mask = (out["completion_mask"] * out["tool_mask"]).bool()
+        gap = (out["sampling_per_token_logps"] - out["old_per_token_logps"])[mask].abs()
+        self.gaps = [*getattr(self, "gaps", []), (gap.mean().item(), gap.max().item())]
+        return out
+
+
+@pytest.fixture(scope="module")
+def trained(questions, retriever, tmp_path_factory):
+    """(trainer after 3 steps, what vLLM was told to do, generate calls a step)."""
+    folder = tmp_path_factory.mktemp("vllm")
+    profile = resolve("tiny", dict(max_steps=3, per_device_train_batch_size=32, warmup_steps=0))
+    model, tokenizer = models.load("data/tiny-lm")
+    config = trainer.grpo_config(
+        profile, 42, folder / "state", use_vllm=True, vllm_mode="colocate", use_cpu=True,
+        vllm_max_model_length=1024, vllm_gpu_memory_utilization=0.3)
+    run = Watched(
+        model, retriever=retriever, limits=profile.limits, system_prompt=profile.system_prompt, folder=folder,
+        args=config, processing_class=tokenizer, peft_config=models.lora_config(profile),
+        train_dataset=trainer.training_set(questions["train"][:200]))
+    vllm, told = run.vllm_generation, []
+    # A CPU has no sleep mode: stand-ins note when it would sleep and wake.
+    vllm.enable_sleep_mode, vllm._llm_weights_sleeping = True, True
+    vllm.llm.wake_up = lambda tags: told.append(f"wake {tags[0]}")
+    vllm.llm.sleep = lambda level: told.append("sleep")
+    push, generate = vllm.sync_weights, vllm.llm.generate
+    vllm.sync_weights = lambda: (told.append("push"), push())
+    vllm.llm.generate = lambda *a, **k: (told.append("generate"), generate(*a, **k))[1]
+    run.train()
+    return run, told
+
+
+def test_weights_are_pushed_once_a_rollout_whatever_its_turns(trained):
+    run, told = trained
+    steps = " ".join(told).split("sleep")[:-1]
+    assert len(steps) == told.count("push") == run.state.global_step == 3
+    for step in steps:
+        assert step.split()[:5] == ["push", "wake", "weights", "wake", "kv_cache"]
+        assert set(step.split()[5:]) == {"generate"} and step.count("generate") >= 2
+
+
+def test_vllm_and_the_training_model_agree_after_every_step(trained):
+    run, _ = trained
+    assert len(run.gaps) == 3
+    for mean, worst in run.gaps:
+        assert mean < MEAN and worst < WORST
+
+
+def test_vllm_and_a_bfloat16_model_do_not_drift_apart_over_20_pushes(trained, questions):
+    run, _ = trained
+    run.model.to(torch.bfloat16)
+    base = {n: p.clone() for n, p in run.model.named_parameters() if "lora_" not in n}
+    asked, gaps = questions["test"][:16], []
+    for push in range(20):
+        with torch.no_grad():
+            for name, parameter in run.model.named_parameters():
+                if "lora_B" in name:  # a new adapter, as after an optimizer step
+                    parameter.add_(torch.randn_like(parameter) * 1e-3)
+        run.vllm_generation.sync_weights()
+        with run._engine() as engine:
+            made = rollout(engine, run.processing_class, run.retriever, asked, run.limits, run.system_prompt)
+        gaps.append(gap_of(run.model, made))
+    assert all(torch.equal(base[n], p) for n, p in run.model.named_parameters() if n in base)
+    first, last = sum(gaps[:5]) / 5, sum(gaps[-5:]) / 5
+    print("mean gap over the first and the last five pushes:", first, last)
+    assert last < 2 * first and last < 0.05
+
+
+def gap_of(model, trajectories):
+    """Mean difference of log-probabilities: the engine's and those of a forward pass of `model`."""
+    gaps = []
+    for t in trajectories:
+        ids = torch.tensor([t.prompt_ids + t.completion_ids])
+        with torch.no_grad():
+            logps = model(ids).logits[0, :-1].float().log_softmax(-1)
+        said = logps.gather(1, ids[0, 1:, None])[len(t.prompt_ids) - 1:, 0]
+        mask = torch.tensor(t.loss_mask).bool()
+        gaps.append((said - torch.tensor(t.logprobs))[mask].abs())
+    return torch.cat(gaps).mean().item()
