@@ -193,6 +193,8 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError:
             raise ImportError("vLLM is not installed: see requirements-gpu.txt.") from None
+        if not torch.cuda.is_available():  # there a block has 128 tokens, and what fills no block is not kept
+            llm = {"block_size": 32, **llm}
         engine = LLM(model, logprobs_mode="processed_logprobs", enable_prefix_caching=True, **llm)
         return cls(engine, tokenizer, end_of_turn, temperature)
 

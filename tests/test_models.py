@@ -1,5 +1,6 @@
 """Models: an adapter that is saved, loaded or merged says what it said before."""
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -46,6 +47,31 @@ def test_saved_adapter_gives_equal_logits_when_loaded(adapted, ids, tmp_path):
     again, tokenizer = models.load("data/tiny-lm", folder)
     assert torch.equal(logits(again, ids), logits(adapted[0], ids))
     assert tokenizer.get_vocab() == adapted[1].get_vocab() and not again.training
+
+
+def bfloat16_copy(adapted):
+    model = copy.deepcopy(adapted[0]).to(torch.bfloat16)
+    return model, {n: p.clone() for n, p in model.named_parameters()}
+
+
+def test_merged_weights_are_those_of_a_merged_model_under_its_names(adapted):
+    mine = dict(models.merged_weights(adapted[0]))
+    merged = copy.deepcopy(adapted[0]).merge_and_unload()
+    theirs = dict(merged.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(torch.allclose(mine[n], theirs[n], atol=1e-6) for n in mine)
+
+
+def test_merged_weights_leave_bfloat16_weights_alone_where_merging_in_place_does_not(adapted):
+    model, before = bfloat16_copy(adapted)
+    for _ in range(20):
+        for _ in models.merged_weights(model):
+            pass
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+    for _ in range(20):
+        model.merge_adapter()
+        model.unmerge_adapter()
+    assert any(not torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
 def test_saving_again_replaces_the_adapter_and_leaves_nothing_beside_it(adapted, tmp_path):
