@@ -82,8 +82,17 @@ def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
 
     Args:
         data: a folder of your own with `passages.jsonl` and any of `questions.jsonl` (to test on),
-            `train.jsonl`, `test.jsonl`, `test_single.jsonl`; empty takes the profile's.
+            `train.jsonl`, `test.jsonl`, `test_single.jsonl`; empty takes the profile's. Where neither
+            train nor test is there, a profile with `eval_questions` tests on so many of
+            `questions.jsonl`, the first ones, and trains on the rest.
+
+    Raises:
+        FileNotFoundError: if `data` has no passages.
+        ValueError: if the profile needs `data` and there is none.
     """
+    if not data and not profile.corpus:
+        raise ValueError(f"The profile {profile.name} has no corpus of its own: name a folder with "
+                         "passages.jsonl and questions.jsonl in DATA.")
     if not data:
         return {"passages": path(profile.corpus), "train": path(profile.train_questions),
                 "test": path(profile.test_questions), "test_single": path(profile.test_single_questions)}
@@ -95,13 +104,22 @@ def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
     found = {n: folder / f"{n}.jsonl" for n in ("passages", "train", "test", "test_single")}
     if not found["test"].is_file():
         found["test"] = folder / "questions.jsonl"
+        if profile.eval_questions and not found["train"].is_file():
+            found["train"] = found["test"]
     return {n: f if f.is_file() else None for n, f in found.items()}
 
 
-def questions_of(where: dict[str, Path | None], name: str, limit: int = 0) -> list[dict]:
-    """The questions of split `name` ("train", "test", "test_single"), or [] where DATA has none."""
+def questions_of(where: dict[str, Path | None], name: str, eval_questions: int = 0) -> list[dict]:
+    """The questions of split `name` ("train", "test", "test_single"), or [] where DATA has none.
+
+    Args:
+        eval_questions: how many of a test set, 0 for all of it. Where one file serves to train and to
+            test, the others of it are trained on.
+    """
     rows = load_questions(where[name]) if where[name] else []
-    return rows[:limit] if limit else rows
+    if name == "train":
+        return rows[eval_questions:] if where["train"] == where["test"] else rows
+    return rows[:eval_questions] if eval_questions else rows
 
 
 def setup(parameters: dict) -> tuple[Profile, Path]:

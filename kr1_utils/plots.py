@@ -96,6 +96,27 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
     return figure
 
 
+def bench_agent(rows: pd.DataFrame):
+    """How fast each way of running the loop is, and how much it computes; one group of bars a profile."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    names = {"one_by_one": "one at a time", "batched": "batched", "trl_tools": "TRL's tools", "vllm": "vLLM"}
+    profiles = list(dict.fromkeys(rows["profile"]))
+    for n, (way, name) in enumerate(names.items()):
+        part = rows[rows["way"] == way].set_index("profile")
+        slowest = rows[rows["way"] == "one_by_one"].set_index("profile")["questions_per_second"]
+        x = [i + (n - 1.5) * 0.2 for i, p in enumerate(profiles) if p in part.index]
+        axes[0].bar(x, part["questions_per_second"] / slowest[part.index], 0.19, label=name)
+        axes[1].bar(x, part["floor_ratio"], 0.19, label=name)
+    axes[0].set(ylabel="questions a second, times one at a time", yscale="log")
+    axes[1].set(ylabel="tokens computed, times the least possible")
+    axes[1].axhline(1, color=GREY, linewidth=1)
+    counts = rows.groupby("profile")["questions"].first()
+    for ax in axes:
+        ax.set_xticks(range(len(profiles)), [f"{p}\n{counts[p]} questions" for p in profiles])
+    axes[0].legend(fontsize=8)
+    return figure
+
+
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
@@ -156,7 +177,9 @@ def readme_figures() -> list[Path]:
         {"mean": "mean", "low": "min", "high": "max"})
     return [save_fig(before_after(rows), REPO, "before_after"),
             save_fig(six_panels(logs), REPO, "six_panels"),
-            save_fig(lengths(next(iter(logs.values()))), REPO, "lengths")]
+            save_fig(lengths(next(iter(logs.values()))), REPO, "lengths"),
+            save_fig(bench_agent(pd.read_csv(REPO / "data" / "reference" / "bench_agent.csv")),
+                     REPO, "bench_agent")]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ class Profile:
     eval_questions: int = 0  # of each test set; 0 is all
     bootstrap_samples: int = 2000
     pretrain_worlds: int = 150  # A1: worlds to write conversations from
-    pretrain_steps: int = 7000  # A1: updates
+    pretrain_steps: int = 5600  # A1: updates
+    cold_start_steps: int = 60  # A3: supervised updates
+    cold_start_batch: int = 4  # A3: conversations an update
     expected: dict = field(default_factory=dict)  # measured: {"minutes", "memory", "machine"}
 
 
@@ -66,6 +68,23 @@ PROFILES = {
             num_generations=8, temperature=1.0, beta=0.0, loss_type="dapo", max_grad_norm=1.0,
             save_steps=20, bf16=False, gradient_checkpointing=False,
         ),
+    ),
+    "smol": Profile(
+        name="smol",
+        model="HuggingFaceTB/SmolLM2-135M-Instruct",
+        corpus="", train_questions="", test_questions="", test_single_questions="",  # yours, in DATA
+        system_prompt="Answer the question. Think between <think> and </think>, then search Wikipedia "
+                      "between <search> and </search>, or answer between <answer> and </answer>.",
+        # A trajectory stays under 400 tokens: a CPU trains on about 100 of them a second.
+        limits=Limits(max_turns=2, top_k=2, max_turn_tokens=48, max_observation_tokens=128,
+                      max_response_tokens=400),
+        grpo=dict(
+            max_steps=25, learning_rate=1e-4, lr_scheduler_type="constant_with_warmup",
+            warmup_steps=3, per_device_train_batch_size=16, gradient_accumulation_steps=1,
+            num_generations=8, temperature=1.0, beta=0.0, loss_type="dapo", max_grad_norm=1.0,
+            save_steps=5, bf16=False, gradient_checkpointing=False,
+        ),
+        eval_questions=100,
     ),
 }
 

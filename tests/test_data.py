@@ -179,6 +179,24 @@ def test_own_data_needs_only_passages_and_questions(tmp_path):
     assert data.questions_of(where, "train") == [] and data.questions_of(where, "test_single") == []
 
 
+def test_one_file_of_questions_is_split_for_a_profile_that_tests_on_a_part(tmp_path):
+    (tmp_path / "passages.jsonl").write_text(lines(PASSAGE))
+    rows = [QUESTION | {"id": str(i)} for i in range(5)]
+    (tmp_path / "questions.jsonl").write_text(lines(*rows))
+    profile = profiles.resolve("smol", {"eval_questions": 2})
+    where = data.sources(profile, str(tmp_path))
+    assert [q["id"] for q in data.questions_of(where, "test", profile.eval_questions)] == ["0", "1"]
+    assert [q["id"] for q in data.questions_of(where, "train", profile.eval_questions)] == ["2", "3", "4"]
+    (tmp_path / "train.jsonl").write_text(lines(rows[4]))
+    where = data.sources(profile, str(tmp_path))
+    assert [q["id"] for q in data.questions_of(where, "train", profile.eval_questions)] == ["4"]
+
+
+def test_profile_without_a_corpus_asks_for_data():
+    with pytest.raises(ValueError, match="smol has no corpus of its own"):
+        data.sources(profiles.resolve("smol"))
+
+
 def test_own_data_without_passages_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no passages\.jsonl"):
         data.sources(profiles.resolve("tiny"), str(tmp_path))
