@@ -74,7 +74,7 @@ def messages(question: str, system_prompt: str = SYSTEM_PROMPT, answer_now: bool
 
 def render_context(passages: list[dict]) -> str:
     """The inside of `<context>…</context>`: one line a passage, titles and texts escaped."""
-    lines = [f"- {escape(p['title'])}: {escape(' '.join(p['text'].split()))}" for p in passages]
+    lines = [escape(" ".join(f"- {p['title']}: {p['text']}".split())) for p in passages]
     return "\n".join(lines) or NOTHING_FOUND
 
 

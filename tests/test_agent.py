@@ -281,6 +281,18 @@ def test_bad_rows_leave_the_rest_of_the_batch_untouched(tokenizer):
     assert [t.stop for t in alone] == ["answer"] * 3
 
 
+@pytest.mark.parametrize("text", [
+    "ولد في القاهرة\r\nسنة 1911", "\u202eevil\u202c text", "a\x00b\x1b[31m", "e\u0301" * 300, "\ufeffstart"])
+def test_strange_text_in_a_passage_comes_back_on_one_line_and_is_masked(tokenizer, chat, text):
+    shelf = Shelf([{"id": "1", "title": text[:20], "text": text}])
+    engine = ScriptedEngine(tokenizer, {"Q?": [SEARCH, ANSWER]})
+    t = rollout(engine, tokenizer, shelf, [{"question": "Q?"}], ROOMY, SYSTEM)[0]
+    agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+    context = tokenizer.decode(t.completion_ids).split("<context>\n")[1].split("\n</context>")[0]
+    assert "\n" not in context and "\r" not in context
+    assert (t.answer, t.stop) == ("Merano", "answer")
+
+
 def test_same_question_may_come_several_times(tokenizer):
     engine = ScriptedEngine(tokenizer, {"Q?": [SEARCH, ANSWER]})
     one, other = rollout(engine, tokenizer, Shelf(), [{"question": "Q?"}] * 2, ROOMY, SYSTEM)

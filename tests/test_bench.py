@@ -23,8 +23,7 @@ def measured():
 
 def test_all_ways_lead_the_same_conversations(measured):
     assert list(measured)[:3] == ["one_by_one", "batched", "trl_tools"]
-    assert {round(row["searches_per_question"], 2) for row in measured.values()} == {
-        measured["batched"]["searches_per_question"]}
+    assert len({row["searches_per_question"] for row in measured.values()}) == 1
     assert measured["batched"]["searches_per_question"] > 1.5
 
 
