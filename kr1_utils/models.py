@@ -124,6 +124,7 @@ def load(model: str, adapter: str | os.PathLike | None = None):
             f"({str(error).splitlines()[0]})") from None
     if Path(name).is_dir():  # PEFT looks there for the vocabulary's size, and notes it beside the adapter
         network.name_or_path = os.path.relpath(name)
+    tokenizer.clean_up_tokenization_spaces = False  # decoding gives back what was written, blanks included
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if adapter is not None:
