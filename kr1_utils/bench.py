@@ -102,8 +102,9 @@ def _measure(way, count: int) -> dict:
     trajectories, computed = way()
     seconds = time.perf_counter() - start
     floor = sum(len(t.prompt_ids) + len(t.completion_ids) for t in trajectories)
+    searches = sum(t.searches for t in trajectories)
     return {"questions_per_second": count / seconds, "tokens_computed_per_question": computed / count,
-            "floor_ratio": computed / floor, "searches_per_question": sum(t.searches for t in trajectories) / count}
+            "floor_ratio": computed / floor, "searches_per_question": searches / count}
 
 
 def trl_tools(model, tokenizer, retriever, questions: list[dict], profile: Profile):

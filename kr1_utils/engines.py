@@ -44,7 +44,8 @@ class TurnEnd(StoppingCriteria):
         step = input_ids.shape[1] - self.start
         last = input_ids[:, -1].cpu()
         done = (last == self.end_of_turn) | (step >= self.limits)
-        for i in torch.nonzero(self.may_close[last.clamp(max=len(self.may_close) - 1)] & ~done).flatten().tolist():
+        may_close = self.may_close[last.clamp(max=len(self.may_close) - 1)]
+        for i in torch.nonzero(may_close & ~done).flatten().tolist():
             if not self.length[i]:
                 ids = input_ids[i, max(self.start, input_ids.shape[1] - self.tail):].tolist()
                 done[i] = closes(self.tokenizer, ids)
@@ -222,7 +223,8 @@ class VLLMEngine:
     def _turn_length(self, ids) -> int:
         """Tokens up to the end of the turn: vLLM may find a closing tag a token late."""
         for n, token in enumerate(ids, 1):
-            if token == self.end_of_turn or (self.may_close[min(token, len(self.may_close) - 1)] and closes(self.tokenizer, ids[:n])):
+            may_close = self.may_close[min(token, len(self.may_close) - 1)]
+            if token == self.end_of_turn or (may_close and closes(self.tokenizer, ids[:n])):
                 return n
         return len(ids)
 

@@ -148,7 +148,7 @@ def test_vllm_and_a_bfloat16_model_do_not_drift_apart_over_20_pushes(trained, qu
     run.model.to(torch.bfloat16)
     base = {n: p.clone() for n, p in run.model.named_parameters() if "lora_" not in n}
     asked, gaps = questions["test"][:16], []
-    for push in range(20):
+    for _ in range(20):
         with torch.no_grad():
             for name, parameter in run.model.named_parameters():
                 if "lora_B" in name:  # a new adapter, as after an optimizer step
