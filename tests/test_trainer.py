@@ -13,6 +13,7 @@ from helpers import ANSWER, SEARCH, Babbler, Shelf, any_limits, any_scripts
 from hypothesis import given
 from hypothesis import strategies as st
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 
 from kr1_utils import data, models, rewards, trainer
@@ -423,3 +424,20 @@ def test_trl_is_the_pinned_version():
 def test_trainer_is_short_enough_to_read():
     lines = (REPO / "kr1_utils" / "trainer.py").read_text().splitlines()
     assert len(lines) <= 250
+
+
+def test_private_parts_of_trls_vllm_that_are_used_are_as_they_were():
+    assert parameters_of(VLLMGeneration.sync_weights) == ["self"]
+    assert parameters_of(VLLMGeneration._iter_named_params) == ["self"]
+    source = inspect.getsource(VLLMGeneration)
+    assert "for name, param in self._iter_named_params():" in source
+    assert "self._llm_weights_sleeping = self.enable_sleep_mode" in source
+    push = inspect.getsource(GRPOTrainer._generate)
+    assert push.index("self.vllm_generation.sync_weights()") < push.index("self.rollout_func(prompts, self)")
+
+
+def test_vllm_in_another_process_is_refused(tiny, questions, retriever, tmp_path):
+    with pytest.raises(ValueError, match='needs vllm_mode="colocate"'):
+        KnowledgeGRPOTrainer(
+            tiny[0], retriever=retriever, limits=TINY.limits, folder=tmp_path, processing_class=tiny[1],
+            args=trainer.grpo_config(TINY, 42, tmp_path, use_vllm=True, vllm_mode="server"))
