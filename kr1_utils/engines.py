@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from llvmlite.binding.ffi import lib
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
 
 from kr1_utils.protocol import CLOSING
 
@@ -88,7 +89,7 @@ class TransformersEngine:
     """
 
     def __init__(self, model, tokenizer, end_of_turn: int, temperature: float = 1.0,
-                 batch_size: int = 256, keep_cache: bool = True):
+                 batch_size: int = 64, keep_cache: bool = True):
         self.model, self.tokenizer, self.end_of_turn = model, tokenizer, end_of_turn
         self.temperature, self.batch_size, self.keep_cache = temperature, batch_size, keep_cache
         self.window = getattr(model.config, "max_position_embeddings", None)  # tokens
@@ -120,7 +121,8 @@ class TransformersEngine:
             max_new_tokens=max(limits), do_sample=self.temperature > 0,
             temperature=self.temperature or None, top_k=0 if self.temperature else None,
             pad_token_id=pad, eos_token_id=None, bos_token_id=None, return_dict_in_generate=True)
-        cache = _stacked([known.get(tuple(p[:n])) for p, n in zip(prompts, done)], past)
+        cache = _cache(self.model.config.num_hidden_layers, past + new + max(limits),
+                       [known.get(tuple(p[:n])) for p, n in zip(prompts, done)], past)
         was_training = self.model.training
         self.model.eval()
         try:
@@ -146,20 +148,38 @@ class TransformersEngine:
                                                for layer in cache.layers]
 
 
-def _stacked(rows: list[list | None], length: int) -> DynamicCache | None:
-    """One cache of `length` positions from the keys and values of single rows, padded on the left."""
-    if not length:
-        return None
-    some = next(row for row in rows if row is not None)
+class _Roomy(DynamicLayer):
+    """Keys and values of one layer, with room for all that will come.
+
+    A plain `DynamicLayer` copies everything for every token that is added; this one copies the token.
+    """
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.filled = room, 0
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+            shape = (*keys.shape[:2], self.room, keys.shape[3])
+            self.all = keys.new_zeros(shape), values.new_zeros(shape)
+        start, self.filled = self.filled, self.filled + keys.shape[2]
+        for whole, more in zip(self.all, (keys, values)):
+            whole[:, :, start:self.filled] = more
+        self.keys, self.values = (whole[:, :, :self.filled] for whole in self.all)
+        return self.keys, self.values
+
+
+def _cache(layers: int, room: int, rows: list[list | None], length: int) -> DynamicCache:
+    """A cache that starts with `length` positions: what is known of each row, padded on the left."""
     cache = DynamicCache()
-    for number, layer in enumerate(some):
-        stacked = []
-        for part, example in enumerate(layer):
-            batch = example.new_zeros(len(rows), example.shape[0], length, example.shape[2])
-            for i, row in enumerate(rows):
-                if row is not None:
-                    batch[i, :, length - row[number][part].shape[1]:] = row[number][part]
-            stacked.append(batch)
+    cache.layers = [_Roomy(room) for _ in range(layers)]
+    some = next((row for row in rows if row is not None), None)
+    for number, example in enumerate(some or []):
+        stacked = [part.new_zeros(len(rows), part.shape[0], length, part.shape[2]) for part in example]
+        for i, row in enumerate(rows):
+            for batch, part in zip(stacked, row[number] if row is not None else ()):
+                batch[i, :, length - part.shape[1]:] = part
         cache.update(*stacked, number)
     return cache
 
