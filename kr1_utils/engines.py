@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -214,8 +215,9 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError:
             raise ImportError("vLLM is not installed: see requirements-gpu.txt.") from None
-        if not torch.cuda.is_available():  # there a block has 128 tokens, and what fills no block is not kept
-            llm = {"block_size": 32, **llm}
+        if not torch.cuda.is_available():
+            settle_vllm_on_cpu()
+            llm = {"block_size": 32, **llm}  # what fills no block is not kept, and its own have 128 tokens
         engine = LLM(model, logprobs_mode="processed_logprobs", enable_prefix_caching=True, **llm)
         return cls(engine, tokenizer, end_of_turn, temperature)
 
@@ -249,15 +251,20 @@ class VLLMEngine:
         return len(ids)
 
 
-def let_vllm_reload_on_cpu() -> None:
-    """Make vLLM's CPU build keep its weights as they are.
+def settle_vllm_on_cpu(reload: bool = False) -> None:
+    """Make vLLM's CPU build run in this process and on any core. Call this before the engine starts.
 
-    It packs them for oneDNN once they are loaded, and drops what it packed: weights pushed later, as TRL
-    pushes them before every rollout, find no place. Call this before the engine starts.
+    Args:
+        reload: keep the weights as they are. It packs them for oneDNN once they are loaded, and drops
+            what it packed: weights pushed later, as TRL pushes them before every rollout, find no place.
     """
-    from vllm.model_executor.layers import utils
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+    if reload:
+        from vllm.model_executor.layers import utils
 
-    def plain(layer, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        def plain(layer, remove_weight: bool) -> None:
+            layer.cpu_linear = torch.nn.functional.linear
 
-    utils.dispatch_cpu_unquantized_gemm = plain
+        utils.dispatch_cpu_unquantized_gemm = plain

@@ -24,7 +24,7 @@ from trl.models import unwrap_model_for_generation
 from kr1_utils import protocol, rewards
 from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
 from kr1_utils.data import append_log, from_step, write_text
-from kr1_utils.engines import TransformersEngine, VLLMEngine, let_vllm_reload_on_cpu
+from kr1_utils.engines import TransformersEngine, VLLMEngine, settle_vllm_on_cpu
 from kr1_utils.models import merged_weights
 from kr1_utils.profiles import Limits, Profile
 from kr1_utils.protocol import ChatFormat
@@ -84,7 +84,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is marked experimental
         reward_funcs = reward_funcs or [rewards.accuracy_reward, rewards.format_reward]
         if kwargs["args"].use_vllm and not torch.cuda.is_available():
-            let_vllm_reload_on_cpu()
+            settle_vllm_on_cpu(reload=True)
         super().__init__(model, reward_funcs, rollout_func=type(self).run_agent, **kwargs)
         self.retriever, self.limits, self.system_prompt = retriever, limits, system_prompt
         self.folder, self.on_step = Path(folder), on_step

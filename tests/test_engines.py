@@ -1,6 +1,8 @@
 """Generation: the batch changes nothing, and a turn is cut exactly where it ends."""
 
 import copy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from kr1_utils import engines, protocol
 from kr1_utils.agent import rollout
-from kr1_utils.engines import TransformersEngine, TurnEnd
+from kr1_utils.engines import TransformersEngine, TurnEnd, VLLMEngine
 from kr1_utils.models import load
 from kr1_utils.profiles import PROFILES, REPO
 
@@ -236,3 +238,58 @@ def test_a_prompt_that_is_known_to_its_last_token_is_continued(engine, prompts, 
     first = engine.generate([whole], [LIMIT])[0].ids
     engine.kept = {tuple(whole): next(iter(engine.kept.values()))}
     assert engine.generate([whole], [LIMIT])[0].ids == first == greedy[0][5:]
+
+
+# --- vLLM, without vLLM: what it returns is cut as ours is (real vLLM is in test_vllm.py) ---
+
+class Replay:
+    """Stands in for `vllm.LLM`: says given ids, however far they run past the end of the turn."""
+
+    def __init__(self, said, cached=0):
+        self.said, self.cached, self.settings = said, cached, []
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=512))
+
+    def generate(self, prompts, settings, use_tqdm):
+        self.settings = settings
+        return [SimpleNamespace(
+            prompt_token_ids=p["prompt_token_ids"], num_cached_tokens=self.cached,
+            outputs=[SimpleNamespace(token_ids=ids, logprobs=[
+                {i: SimpleNamespace(logprob=-float(n))} for n, i in enumerate(ids)])])
+            for p, ids in zip(prompts, self.said, strict=True)]
+
+
+@pytest.fixture
+def no_vllm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=SimpleNamespace))
+
+
+@pytest.mark.parametrize("text, kept", [
+    ("<search> Dara</search><think> more", "<search> Dara</search>"),
+    ("<answer> Dara</answer>", "<answer> Dara</answer>"),
+    ("<think> Dara<|im_end|> more", "<think> Dara<|im_end|>"),
+    ("<think> Dara", "<think> Dara"), ("", "")])
+def test_what_vllm_says_past_the_end_of_the_turn_is_dropped(no_vllm, tiny, chat, text, kept):
+    tokenizer = tiny[1]
+    said = tokenizer(text, add_special_tokens=False)["input_ids"]
+    llm = Replay([said, said], cached=3)
+    engine = VLLMEngine(llm, tokenizer, chat.end_of_turn, temperature=0.7)
+    made = engine.generate([[5] * 8, [6] * 4], [20, 9])
+    assert [tokenizer.decode(g.ids) for g in made] == [kept] * 2
+    assert [g.logprobs for g in made] == [[-float(n) for n in range(len(g.ids))] for g in made]
+    assert engine.computed == 5 + 1 + 2 * len(said) and engine.window == 512
+    assert [s.max_tokens for s in llm.settings] == [20, 9]
+    assert {(s.temperature, s.include_stop_str_in_output) for s in llm.settings} == {(0.7, True)}
+
+
+def test_ids_past_the_tokenizers_end_no_turn(no_vllm, tiny, chat):
+    unknown = len(tiny[1]) + 40  # models may have more ids than their tokenizer
+    engine = VLLMEngine(Replay([[unknown, unknown]]), tiny[1], chat.end_of_turn)
+    assert engine.generate([[5]], [9])[0].ids == [unknown, unknown]
+    turn_end = TurnEnd(tiny[1], chat.end_of_turn, [9], 0)
+    assert turn_end(torch.tensor([[unknown]]), None).tolist() == [False]
+
+
+def test_vllm_that_is_not_installed_is_said_so(monkeypatch, tiny, chat):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match="requirements-gpu"):
+        VLLMEngine.open("x", tiny[1], chat.end_of_turn)

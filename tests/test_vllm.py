@@ -21,12 +21,10 @@ MEAN, WORST = 0.01, 0.5
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_cpu_process():
-    """vLLM in this process, on all its cores, with 1 GB for keys and values."""
+def little_memory():
+    """1 GiB for keys and values; several engines live in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         yield
 
 
