@@ -55,7 +55,8 @@ def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter
     """Questions a second and tokens computed a question, for each way of running the loop.
 
     Tokens computed count everything that goes through the model: padding, and rows that are finished
-    while others still write. The floor computes every token of prompt and trajectory once.
+    while others still write. The floor computes every token of prompt and trajectory once. One by one is
+    the way of the original: every turn computes the whole conversation again, and searches alone.
 
     Returns:
         {way: {"questions_per_second", "tokens_computed_per_question", "floor_ratio",
@@ -72,13 +73,13 @@ def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter
         return [t for batch in batches
                 for t in rollout(engine, tokenizer, retriever, batch, profile.limits, profile.system_prompt)]
 
-    def transformers(batches):
-        engine = TransformersEngine(model, tokenizer, chat.end_of_turn, temperature=0.0)
+    def transformers(batches, keep_cache):
+        engine = TransformersEngine(model, tokenizer, chat.end_of_turn, 0.0, keep_cache=keep_cache)
         return run(engine, batches), engine.computed
 
     ways = {
-        "one_by_one": lambda: transformers([[q] for q in questions]),
-        "batched": lambda: transformers([questions]),
+        "one_by_one": lambda: transformers([[q] for q in questions], False),
+        "batched": lambda: transformers([questions], True),
         "trl_tools": trl_tools(model, tokenizer, retriever, questions, profile),
     }
     with tempfile.TemporaryDirectory() as folder:

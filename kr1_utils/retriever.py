@@ -68,7 +68,8 @@ class Retriever:
         tokenizer.save_vocab(part)
         sizes = {p.name: p.stat().st_size for p in sorted(part.iterdir())}
         manifest = {"made_by": "kr1_utils", "passages": len(passages), "stemmer": stemmer,
-                    "stop_words": stop_words, "corpus": fingerprint(passages), "files": sizes}
+                    "stop_words": stop_words, "bm25": BM25, "corpus": fingerprint(passages),
+                    "files": sizes}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -93,9 +94,10 @@ class Retriever:
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise ValueError(f"The index in {folder} is incomplete ({name}): "
                                  "remove it and run 01_build_index.")
-        for what, wanted in (("stemmer", stemmer), ("stop_words", stop_words), ("corpus", corpus)):
-            if wanted is not None and manifest[what] != wanted:
-                raise ValueError(f"The index in {folder} was built with {what} {manifest[what]!r}, "
+        settings = {"stemmer": stemmer, "stop_words": stop_words, "bm25": BM25, "corpus": corpus}
+        for what, wanted in settings.items():
+            if wanted is not None and manifest.get(what) != wanted:
+                raise ValueError(f"The index in {folder} was built with {what} {manifest.get(what)!r}, "
                                  f"not {wanted!r}: build it again.")
         index = bm25s.BM25.load(folder, mmap=True, load_corpus=True, show_progress=False)
         index.backend = "numba"

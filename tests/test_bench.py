@@ -29,8 +29,8 @@ def test_all_ways_lead_the_same_conversations(measured):
 
 def test_what_is_computed_is_counted_against_the_floor(measured):
     one, batch, trl = (measured[way] for way in ("one_by_one", "batched", "trl_tools"))
-    assert 0.95 < one["floor_ratio"] <= 1  # kept keys and values, nothing padded: each token once
-    assert 1 < batch["floor_ratio"] < trl["floor_ratio"]  # padding; TRL computes every prompt again
+    assert 1 < batch["floor_ratio"] < 1.5  # padding, and rows that are finished
+    assert one["floor_ratio"] > 1.5 and trl["floor_ratio"] > 1.5  # every prompt again in every turn
     for row in measured.values():
         assert row["questions_per_second"] > 0
         floor = row["tokens_computed_per_question"] / row["floor_ratio"]

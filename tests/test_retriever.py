@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kr1_utils import retriever
 from kr1_utils.retriever import MANIFEST, Retriever, fingerprint
 
 CORPUS = [
@@ -228,6 +229,12 @@ def test_index_with_other_stop_words_is_refused(tmp_path):
     Retriever.build(CORPUS, tmp_path / "index", stop_words="de")
     with pytest.raises(ValueError, match="built with stop_words 'de', not 'en'"):
         Retriever.open(tmp_path / "index")
+
+
+def test_index_with_other_constants_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(retriever, "BM25", {"k1": 1.5, "b": 0.75})
+    with pytest.raises(ValueError, match="built with bm25 .*0.9.*, not .*1.5"):
+        Retriever.open(folder)
 
 
 def test_index_over_another_corpus_is_refused(folder):
