@@ -177,11 +177,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--profile", default="tiny")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--data", default="", help="folder with your own passages and questions")
+    parser.add_argument("--model", help="a folder or hub id instead of the profile's")
     parser.add_argument("--adapter", help="a trained adapter, merged into the model first")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
-    parser.add_argument("--csv", type=Path, help="write the table here too")
+    parser.add_argument("--csv", type=Path, help="put the table here too, beside other profiles'")
     args = parser.parse_args(argv)
-    profile = resolve(args.profile)
+    profile = resolve(args.profile, {"model": args.model} if args.model else {})
     where = sources(profile, args.data)
     questions = questions_of(where, "test", args.questions)
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print is not the result
@@ -200,7 +201,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.csv:
         rows = [{"profile": profile.name, "questions": len(questions), "way": way, **row,
                  "machine": result["machine"]} for way, row in engines.items()]
-        write_text(args.csv, pd.DataFrame(rows).to_csv(index=False))
+        table = pd.DataFrame(rows)
+        if args.csv.is_file():  # other profiles stay
+            before = pd.read_csv(args.csv)
+            table = pd.concat([before[before["profile"] != profile.name], table])
+        write_text(args.csv, table.to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ def test_command_prints_json_and_writes_the_table(tmp_path, capsys, measured, mo
         "questions_per_second", "tokens_computed_per_question", "floor_ratio"}
     rows = pd.read_csv(tmp_path / "bench.csv")
     assert list(rows["way"]) == list(measured) and set(rows["questions"]) == {6}
-    bench.main(["agent", "--questions", "6"])
+    rows["profile"] = "other"
+    rows.to_csv(tmp_path / "bench.csv", index=False)
+    bench.main(["agent", "--questions", "6", "--csv", str(tmp_path / "bench.csv")])
+    assert set(pd.read_csv(tmp_path / "bench.csv")["profile"]) == {"other", "tiny"}
     assert "batched" in capsys.readouterr().out
 
 
