@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import importlib.util
 import json
 import os
@@ -111,8 +112,8 @@ def _measure(way, count: int) -> dict:
 def trl_tools(model, tokenizer, retriever, questions: list[dict], profile: Profile):
     """TRL's own tool loop over the same questions, ready to be called.
 
-    It stops a turn at end-of-sequence tokens alone. Where a closing tag is one token it is made one of
-    them, so that no turn runs on; the limit of one turn and of the whole is TRL's one limit.
+    TRL ends a turn at end-of-sequence tokens alone. So that no turn runs on, closing tags that are one
+    token are made such tokens; for others, `generate` is given them as stop strings.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -133,6 +134,9 @@ def trl_tools(model, tokenizer, retriever, questions: list[dict], profile: Profi
     if closing:
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, *closing]
         tokenizer.eos_token = protocol.CLOSING[0]  # what TRL appends begins right behind it
+    else:
+        model.generate = functools.partial(model.generate, tokenizer=tokenizer,
+                                           stop_strings=list(protocol.CLOSING))
     prompts = [protocol.messages(q["question"], profile.system_prompt) for q in questions]
     config = GRPOConfig(
         output_dir=tempfile.mkdtemp(), report_to="none", bf16=False, num_generations=2,

@@ -177,7 +177,9 @@ def readme_figures() -> list[Path]:
         {"mean": "mean", "low": "min", "high": "max"})
     return [save_fig(before_after(rows), REPO, "before_after"),
             save_fig(six_panels(logs), REPO, "six_panels"),
-            save_fig(lengths(next(iter(logs.values()))), REPO, "lengths")]
+            save_fig(lengths(next(iter(logs.values()))), REPO, "lengths"),
+            save_fig(bench_agent(pd.read_csv(REPO / "data" / "reference" / "bench_agent.csv")),
+                     REPO, "bench_agent")]
 
 
 if __name__ == "__main__":

@@ -72,6 +72,16 @@ def test_before_after_puts_each_bar_at_its_value():
     assert [round(p.get_height(), 6) for p in ax.patches] == [0.2, 0.3, 0.7, 0.8]
 
 
+def test_bench_puts_each_way_beside_one_at_a_time():
+    rows = pd.DataFrame([{"profile": p, "questions": 8, "way": w, "questions_per_second": q, "floor_ratio": f}
+                         for p, w, q, f in [("a", "one_by_one", 2, 2.0), ("a", "batched", 8, 1.5),
+                                            ("b", "one_by_one", 1, 2.5), ("b", "vllm", 9, 1.1)]])
+    left, right = plots.bench_agent(rows).axes
+    assert [p.get_height() for p in left.patches] == [1, 1, 4, 9]
+    assert [p.get_height() for p in right.patches] == [2.0, 2.5, 1.5, 1.1]
+    assert [t.get_text() for t in left.get_xticklabels()] == ["a\n8 questions", "b\n8 questions"]
+
+
 def test_saved_figure_is_a_picture_in_its_folder(tmp_path, log):
     plots.use_style()
     file = plots.save_fig(plots.lengths(log), tmp_path, "05_lengths")
