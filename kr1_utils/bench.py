@@ -124,9 +124,12 @@ def trl_tools(model, tokenizer, retriever, questions: list[dict], profile: Profi
         Args:
             query: what to look for.
         """
-        return protocol.render_context(retriever.search([query.strip()], profile.limits.top_k)[0])
+        found = retriever.search([query.strip()], profile.limits.top_k)[0]
+        # Cut as ours is: TRL ends a conversation whose observation is too long for what is left.
+        ids = protocol.observation_ids(plain, chat, found, profile.limits.max_observation_tokens)
+        return plain.decode(ids).split("<context>\n")[1].split("\n</context>")[0]
 
-    tokenizer = copy.deepcopy(tokenizer)
+    plain, chat, tokenizer = tokenizer, ChatFormat.of(tokenizer), copy.deepcopy(tokenizer)
     tokenizer.chat_template, tokenizer.response_template = TOOL_TEMPLATE, RESPONSE_TEMPLATE
     closing = [tokenizer.convert_tokens_to_ids(tag) for tag in protocol.CLOSING]
     closing = [i for i, tag in zip(closing, protocol.CLOSING) if tokenizer.decode([i]) == tag]
