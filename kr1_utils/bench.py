@@ -142,14 +142,14 @@ def trl_tools(model, tokenizer, retriever, questions: list[dict], profile: Profi
                                            stop_strings=list(protocol.CLOSING))
     prompts = [protocol.messages(q["question"], profile.system_prompt) for q in questions]
     config = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), report_to="none", bf16=False, num_generations=2,
+        output_dir=tempfile.gettempdir(), report_to="none", bf16=False, num_generations=2,
         per_device_train_batch_size=2, use_cpu=not torch.cuda.is_available(),
         max_completion_length=profile.limits.max_response_tokens,
         max_tool_calling_iterations=profile.limits.max_turns,
         generation_kwargs={"do_sample": False, "max_new_tokens": profile.limits.max_turn_tokens})
     trainer = GRPOTrainer(model, lambda completions, **_: [0.0] * len(completions), args=config,
-                   train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
-                   processing_class=tokenizer, tools=[search])
+                          train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
+                          processing_class=tokenizer, tools=[search])
     # TRL sets these at the head of a training step, of which only the generation is wanted here.
     trainer._sync_tool_dicts = [{"search": search}] * len(prompts)
     trainer._async_tool_dicts = [{}] * len(prompts)

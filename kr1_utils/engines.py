@@ -8,8 +8,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from llvmlite.binding.ffi import lib
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import (AttentionInterface, AttentionMaskInterface, DynamicCache, GenerationConfig,
+                          StoppingCriteria, StoppingCriteriaList)
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from kr1_utils.protocol import CLOSING
 
@@ -124,14 +127,17 @@ class TransformersEngine:
             pad_token_id=pad, eos_token_id=None, bos_token_id=None, return_dict_in_generate=True)
         cache = _cache(self.model.config.num_hidden_layers, past + new + max(limits),
                        [known.get(tuple(p[:n])) for p, n in zip(prompts, done)], past)
-        was_training = self.model.training
+        was_training, attention_before = self.model.training, self.model.config._attn_implementation
         self.model.eval()
+        if device.type == "cpu" and attention_before == "sdpa":
+            self.model.set_attn_implementation("sdpa_grouped")
         try:
             made = self.model.generate(ids, attention_mask=attention, generation_config=config,
                                        past_key_values=cache,
                                        stopping_criteria=StoppingCriteriaList([turn_end]))
         finally:
             self.model.train(was_training)
+            self.model.set_attn_implementation(attention_before)
         self.computed += made.sequences[:, past:-1].numel()  # the last one is not looked at
         sampled = [row[:n] for row, n in zip(made.sequences[:, past + new:].tolist(), turn_end.length)]
         if self.keep_cache:
@@ -147,6 +153,22 @@ class TransformersEngine:
             real = torch.cat([attention[i], rest])
             self.kept[tuple(prompt + said)] = [(layer.keys[i][:, real], layer.values[i][:, real])
                                                for layer in cache.layers]
+
+
+def _grouped_attention(module, query, key, value, attention_mask, **kwargs):
+    """transformers' `sdpa` without its copy of keys and values for each query head that shares them.
+
+    With a mask it makes that copy for the sake of CUDA's kernels; on a CPU it takes most of the time.
+    """
+    if attention_mask is None:
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("sdpa_grouped", _grouped_attention)
+AttentionMaskInterface.register("sdpa_grouped", sdpa_mask)
 
 
 class _Roomy(DynamicLayer):

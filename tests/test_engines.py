@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
 from kr1_utils import engines, protocol
 from kr1_utils.agent import rollout
@@ -230,6 +231,28 @@ def test_kept_keys_and_values_change_nothing_but_the_work(tiny, retriever, chat,
     assert with_cache.computed < without.computed
     if batch_size == 256:  # padding and finished rows included, still no prompt is computed twice
         assert with_cache.computed < 1.5 * sum(last) < without.computed
+
+
+def test_shared_keys_and_values_are_not_copied_for_each_head(tiny, chat, prompts):
+    """As in SmolLM2 and Qwen2.5, several query heads share one head of keys and values."""
+    config = copy.deepcopy(tiny[0].config)
+    config.num_key_value_heads, config.num_hidden_layers = 2, 2
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    x = tiny[1].pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    with torch.no_grad():
+        expected, unpadded = model(**x).logits, model(x["input_ids"]).logits
+        model.set_attn_implementation("sdpa_grouped")
+        assert torch.equal(model(**x).logits, expected)
+        assert torch.equal(model(x["input_ids"]).logits, unpadded)
+    model.set_attn_implementation("sdpa")
+    engine = TransformersEngine(model, tiny[1], chat.end_of_turn, temperature=0)
+    seen = []
+    hook = model.model.register_forward_pre_hook(lambda *_: seen.append(model.config._attn_implementation))
+    ones = [engine.generate([p], [12])[0].ids for p in prompts]
+    assert_same(model, prompts, ones, [g.ids for g in engine.generate(prompts, [12] * len(prompts))])
+    hook.remove()
+    assert "sdpa_grouped" in seen and model.config._attn_implementation == "sdpa"
 
 
 def test_a_prompt_that_is_known_to_its_last_token_is_continued(engine, prompts, greedy):
