@@ -8,8 +8,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from llvmlite.binding.ffi import lib
-from transformers import (AttentionInterface, AttentionMaskInterface, DynamicCache, GenerationConfig,
-                          StoppingCriteria, StoppingCriteriaList)
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    GenerationConfig,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
