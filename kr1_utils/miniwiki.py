@@ -9,110 +9,29 @@ Write the shipped world with `python -m kr1_utils.miniwiki`.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kr1_utils.data import write_jsonl
+from kr1_utils.profiles import REPO
 
 SHIPPED_SEED = 7  # the world in data/miniwiki; tiny-lm is trained on worlds of other seeds
 MULTI_HOP = ("compositional", "comparison", "inference", "bridge_comparison")
 NO_ANSWER = "no answer"
 
-WOMEN = """Alda Bessa Calin Dara Edwina Falla Gesa Hilka Ilva Jora Kessa Lisbet Marta Nella Orsa
-Petra Quenna Rosa Silva Tilda Ulla Vanna Wilma Xenia Ysolde Zelda Anneke Brida Corra Delia Elka
-Fenna Greta Hanna Inga Janna Karla Lotta Mirna Nadia Olga Paula Runa Selma Thea""".split()
-MEN = """Aron Boris Casper Dorian Egon Falk Gunnar Henrik Ivo Jonas Konrad Lukas Magnus Niklas
-Oskar Pavel Quentin Rolf Stefan Tomas Ulrich Viktor Walter Xaver Yorick Zoltan Anton Bruno Carlo
-Dmitri Emil Fabian Georg Hugo Ingmar Jasper Kaspar Leo Milan Nestor Otto Piotr Ruben Simon
-Theodor""".split()
-SURNAMES = """Abresk Almgren Ansbach Arvell Bakhtin Barlow Belmar Berin Bocker Brandt Burian Casel
-Cervin Colmar Corbin Dahlen Darvas Dolmen Drescher Durane Eklund Elbing Endres Erlach Fabry Falkner
-Farkas Fenwick Forst Galen Garvik Gerlach Gorman Gradek Hadley Halvor Harkin Hessler Holm Hruska
-Ibsen Ilves Imhof Jarvin Jessen Jordal Kallas Karsten Keller Kolar Krantz Kubin Lachner Lambert
-Larsen Lenart Lindal Lorenz Madsen Malik Marrow Maslin Merz Molnar Morell Nadler Navarre Nemeth
-Norling Novak Odell Olsen Oravec Ostrow Padgett Pallas Parvin Petrov Pilar Quist Radek Ramsey
-Renner Ridley Rosner Rudin Sabin Sandor Scholl Selby Sorel Stavros Strand Svoboda Tallis Tarkov
-Tellman Thorne Tolland Torvik Ulman Urban Vadas Valen Varga Vesely Vogt Wallin Wendel Werner Wexler
-Yarrow Zabel Zander Zeman Zielin""".split()
-CITIES = """Adelstadt Alburg Arnholm Asterby Balmont Bergau Birkfeld Brumel Calderby Castrel Cormont
-Dalheim Dovrik Drenburg Eastmere Eisfurt Elmsted Fairhaven Falstad Farnby Fellbach Gallport Glimburg
-Grasmond Greifen Haldorf Harlund Helmsby Hornfels Ilmenau Irisk Jelgrad Kalmburg Karlov Kelsund
-Kestrel Kirnau Lakeford Langby Lauben Lindmar Lomsk Lundgard Marstal Melbridge Merano Morsund
-Nordvik Norwell Oberon Oldhaven Oskel Ostby Palmira Pernau Porthel Quarnby Ravensk Redwick Rostow
-Ruhlstad Salzheim Selmark Skarby Solmont Stolberg Sundal Tarnow Telgrad Thornby Tolmin Trevik Ulmstad
-Umberg Valdorf Varnby Velsk Vinmark Waldport Warnow Westrey Wismund Yarmoor Zellin Zorby""".split()
-COUNTRIES = """Aldoria Bravonia Corvania Drassia Elvonia Fennmark Gorland Hestonia Istria Jutania
-Kaldova Lorvania Mordania Nordmark Orlesia Pelvania Quellia Ruthenor Selvia Tarvonia Ustria
-Velania Wendria Yavaria Zemlia""".split()
-ADJECTIVES = """Amber Ancient Bitter Bright Broken Burning Crimson Crystal Distant Empty Endless
-Faded Fallen Final First Forgotten Frozen Gentle Golden Green Hidden Hollow Last Little Lonely Lost
-Midnight Painted Pale Quiet Restless Sacred Scarlet Secret Shining Silent Silver Sleeping Stolen
-Strange Sunken Twisted Velvet Wandering White Wild Winter Wooden Yellow""".split()
-NOUNS = """Anchor Arrow Autumn Balcony Bridge Candle Castle Cathedral Circus Clock Compass Corridor
-Crown Dancer Diary Dream Echo Ember Empire Farewell Feather Ferry Forest Fountain Garden Ghost
-Harbour Harvest Horizon Island Journey Kingdom Lantern Letter Lighthouse Mask Meadow Mirror Moon
-Mountain Night Ocean Orchard Palace Parade Piano Portrait Promise Rain River Road Rose Sailor Shadow
-Song Sparrow Station Storm Stranger Summer Tide Tower Train Valley Violin Voyage Window Wolf""".split()
-TRADES = """Motors Textiles Shipping Brewing Steel Airways Chemicals Publishing Railways Optics
-Timber Glass""".split()
-OCCUPATIONS = """actor architect botanist chemist composer engineer historian journalist lawyer
-novelist painter photographer physicist pianist poet politician sculptor singer surgeon
-violinist""".split()
-GENRES = "adventure comedy crime drama fantasy horror musical mystery romance war".split()
-MONTHS = """January February March April May June July August September October November
-December""".split()
-
-# Several sentence patterns a fact. {s} subject, {p} its possessive, {o} the value.
-SENTENCES = {
-    "director": ["{s} was directed by {o}.", "{s} is the work of director {o}.",
-                 "The director of {s} was {o}."],
-    "release_year": ["{s} was released in {o}.", "{s} came out in {o}.",
-                     "{s} first appeared in {o}."],
-    "genre": ["The genre of {s} is {o}.", "{s} belongs to the {o} genre."],
-    "performer": ["{s} was sung by {o}.", "{s} was performed by {o}.",
-                  "The singer of {s} was {o}."],
-    "founder": ["{s} was founded by {o}.", "{s} was started by {o}.",
-                "The founder of {s} was {o}."],
-    "founded": ["{s} was established in {o}.", "{s} opened its doors in {o}."],
-    "headquarters": ["{s} is based in {o}.", "{s} has its headquarters in {o}."],
-    "birth_date": ["{s} was born on {o}.", "{p} date of birth is {o}."],
-    "birth_city": ["{s} was born in {o}.", "{p} birthplace is {o}.", "{s} is a native of {o}."],
-    "death_date": ["{s} died on {o}.", "{p} date of death is {o}."],
-    "nationality": ["{s} was a citizen of {o}.", "{s} held the nationality of {o}."],
-    "occupation": ["{s} worked as a {o}.", "{s} was a {o} by profession."],
-    "father": ["{p} father was {o}.", "{s} was a child of the father {o}."],
-    "mother": ["{p} mother was {o}.", "{s} was a child of the mother {o}."],
-    "spouse": ["{s} was married to {o}.", "{p} spouse was {o}."],
-    "country": ["{s} is a city in {o}.", "{s} lies in {o}."],
-    "river": ["{s} stands on the river {o}.", "The river {o} flows through {s}."],
-    "capital": ["The capital of {s} is {o}.", "{s} has {o} as its capital."],
-}
+_WORDS = json.loads((REPO / "data" / "miniwiki" / "words.json").read_text(encoding="utf-8"))
+(WOMEN, MEN, SURNAMES, CITIES, COUNTRIES, ADJECTIVES, NOUNS, TRADES, OCCUPATIONS, GENRES, MONTHS) = (
+    words.split() for words in _WORDS.values() if isinstance(words, str))
+# By fact. Sentence patterns: {s} subject, {p} its possessive, {o} the value.
+SENTENCES: dict[str, list[str]] = _WORDS["sentences"]
+# Questions about one fact of {x}, which is a title, or a phrase such as "the director of film F".
+ASK: dict[str, list[str]] = _WORDS["ask"]
 LATER = {"film": "The film", "song": "The song", "company": "The company", "city": "The city",
          "country": "The country"}
 
-# Questions about one fact of {x}; {x} is a title, or a phrase such as "the director of film F".
-ASK = {
-    "director": ["Who directed {x}?", "Who is the director of {x}?"],
-    "release_year": ["When did {x} come out?", "In which year was {x} released?"],
-    "genre": ["What is the genre of {x}?", "To which genre does {x} belong?"],
-    "performer": ["Who performed {x}?", "Who is the performer of {x}?"],
-    "founder": ["Who founded {x}?", "Who is the founder of {x}?"],
-    "founded": ["When was {x} established?", "In which year was {x} founded?"],
-    "headquarters": ["Where is {x} based?", "In which city are the headquarters of {x}?"],
-    "birth_date": ["When was {x} born?", "What is the date of birth of {x}?"],
-    "birth_city": ["Where was {x} born?", "What is the place of birth of {x}?"],
-    "death_date": ["When did {x} die?", "What is the date of death of {x}?"],
-    "nationality": ["What nationality is {x}?", "Which country is {x} from?"],
-    "occupation": ["What is the occupation of {x}?", "What did {x} work as?"],
-    "father": ["Who is the father of {x}?", "Who was the father of {x}?"],
-    "mother": ["Who is the mother of {x}?", "Who was the mother of {x}?"],
-    "spouse": ["Who is the spouse of {x}?", "Who was {x} married to?"],
-    "country": ["In which country is {x}?", "Which country does {x} lie in?"],
-    "river": ["Which river flows through {x}?", "On which river does {x} stand?"],
-    "capital": ["What is the capital of {x}?"],
-}
 # What to call the first hop of a compositional question, and where it may lead.
 BRIDGES = {
     "director": "the director of film {s}", "performer": "the performer of song {s}",
