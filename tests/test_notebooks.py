@@ -19,7 +19,8 @@ REPO = profiles.REPO
 # Short, and long enough to see that it learns.
 LEARNING = {"max_steps": 48, "per_device_train_batch_size": 48, "eval_questions": 80, "save_steps": 16}
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "eval_questions": 8,
-         "bootstrap_samples": 100, "pretrain_worlds": 1, "pretrain_steps": 4}
+         "bootstrap_samples": 100, "pretrain_worlds": 1, "pretrain_steps": 4,
+         "cold_start_steps": 2}
 PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))
 
 
@@ -89,18 +90,19 @@ def test_a_complete_run_is_not_run_again(whole_run, capsys):
 
 
 @pytest.mark.parametrize("name", ["01_build_index", "02_agent_loop", "03_train_grpo", "04_evaluate",
-                                  "05_response_length", "A1_tiny_model"])
+                                  "05_response_length", "A1_tiny_model", "A3_cold_start"])
 def test_a_notebook_runs_alone(name, tmp_path):
     done = run(name, tmp_path)
     made = {f.name for f in tmp_path.iterdir()} | {f.name for f in (tmp_path / "figures").iterdir()}
     wanted = {"01_build_index": "retrieval.json", "02_agent_loop": "02_lengths.png",
               "03_train_grpo": "train_log.csv", "04_evaluate": "summary.json",
-              "05_response_length": "05_six_panels.png", "A1_tiny_model": "tiny-lm"}
+              "05_response_length": "05_six_panels.png", "A1_tiny_model": "tiny-lm",
+              "A3_cold_start": "cold_start_scores.csv"}
     assert wanted[name] in made
     assert nbformat.reads(nbformat.writes(done), 4)
 
 
-@pytest.mark.parametrize("name", [*reproduce.NOTEBOOKS.values(), "A1_tiny_model"])
+@pytest.mark.parametrize("name", [*reproduce.NOTEBOOKS.values(), "A1_tiny_model", "A3_cold_start"])
 def test_a_misspelt_notebook_parameter_is_refused(name, tmp_path):
     with pytest.raises(PapermillExecutionError, match="Unknown parameter 'PROFIL'"):
         run(name, tmp_path, PROFIL="tiny")
