@@ -29,37 +29,16 @@ _WORDS = json.loads((REPO / "data" / "miniwiki" / "words.json").read_text(encodi
 SENTENCES: dict[str, list[str]] = _WORDS["sentences"]
 # Questions about one fact of {x}, which is a title, or a phrase such as "the director of film F".
 ASK: dict[str, list[str]] = _WORDS["ask"]
-LATER = {"film": "The film", "song": "The song", "company": "The company", "city": "The city",
-         "country": "The country"}
-
+LATER: dict[str, str] = _WORDS["later"]  # what to call a thing once it was named
 # What to call the first hop of a compositional question, and where it may lead.
-BRIDGES = {
-    "director": "the director of film {s}", "performer": "the performer of song {s}",
-    "founder": "the founder of company {s}", "birth_city": "the birthplace of {s}",
-    "headquarters": "the home city of company {s}", "capital": "the capital of {s}",
-}
+BRIDGES: dict[str, str] = _WORDS["bridges"]
 PERSON_FACTS = ("birth_date", "birth_city", "death_date", "nationality", "occupation", "father",
                 "mother", "spouse")
 CITY_FACTS = ("country", "river")
-KIN = {  # inference: the question names a relation that no passage states
-    "paternal grandfather": ("father", "father"), "paternal grandmother": ("father", "mother"),
-    "maternal grandfather": ("mother", "father"), "maternal grandmother": ("mother", "mother"),
-    "father-in-law": ("spouse", "father"), "mother-in-law": ("spouse", "mother"),
-}
-COMPARE = {  # (kind, relation): [(question, wants the earlier one)]
-    ("person", "birth_date"): [("Who was born first, {a} or {b}?", True),
-                               ("Who is younger, {a} or {b}?", False),
-                               ("Who was born later, {a} or {b}?", False)],
-    ("film", "release_year"): [("Which film came out first, {a} or {b}?", True),
-                               ("Which film was released later, {a} or {b}?", False)],
-    ("company", "founded"): [("Which company was established first, {a} or {b}?", True),
-                             ("Which company is younger, {a} or {b}?", False)],
-}
-SAME = {"person": "Do {a} and {b} have the same nationality?",
-        "film": "Are the directors of films {a} and {b} of the same nationality?"}
-BRIDGE_COMPARE = [("Which film has the director who was born first, {a} or {b}?", True),
-                  ("Which film has the director who is younger, {a} or {b}?", False),
-                  ("Which film has the director who was born later, {a} or {b}?", False)]
+KIN = {name: tuple(path) for name, path in _WORDS["kin"].items()}  # relations that no passage states
+COMPARE = {(kind, relation): forms for kind, relation, forms in _WORDS["compare"]}
+SAME, BRIDGE_COMPARE = _WORDS["same"], _WORDS["bridge_compare"]  # forms: [question, wants the earlier one]
+SIZES: dict[str, dict[str, int]] = _WORDS["sizes"]  # of the shipped question sets, by type
 
 
 @dataclass
@@ -385,16 +364,6 @@ def split_entities(world: World, shares: dict[str, float]) -> dict[str, set[str]
             splits[name] |= set(titles[round(start * len(titles)):round((start + share) * len(titles))])
             start += share
     return splits
-
-
-SIZES = {  # the shipped question sets
-    "train": {"single": 1000, "compositional": 1300, "comparison": 700, "inference": 400,
-              "bridge_comparison": 600},
-    "dev": {"single": 60, "compositional": 90, "comparison": 60, "inference": 30,
-            "bridge_comparison": 60},
-    "test": {"compositional": 200, "comparison": 125, "inference": 75, "bridge_comparison": 100},
-    "test_single": {"single": 200},
-}
 
 
 def shipped() -> tuple[World, dict[str, list[dict]]]:
