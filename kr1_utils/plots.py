@@ -117,6 +117,22 @@ def bench_agent(rows: pd.DataFrame):
     return figure
 
 
+def stages(scores: pd.DataFrame):
+    """One panel a metric, one bar a stage of training, with 95 % intervals.
+
+    Args:
+        scores: columns `stage`, `metric`, `mean`, `low`, `high`.
+    """
+    groups = scores.groupby("metric", sort=False)
+    figure, axes = plt.subplots(1, len(groups), figsize=(11, 2.6))
+    for ax, (metric, part) in zip(axes, groups):
+        ax.bar(part["stage"].str.replace(" ", "\n"), part["mean"], color=[GREY, ORANGE, BLUE], width=0.7,
+               yerr=[part["mean"] - part["low"], part["high"] - part["mean"]], error_kw={"capsize": 3})
+        ax.set_title(metric)
+        ax.tick_params(axis="x", labelsize=8)
+    return figure
+
+
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
@@ -179,7 +195,9 @@ def readme_figures() -> list[Path]:
             save_fig(six_panels(logs), REPO, "six_panels"),
             save_fig(lengths(next(iter(logs.values()))), REPO, "lengths"),
             save_fig(bench_agent(pd.read_csv(REPO / "data" / "reference" / "bench_agent.csv")),
-                     REPO, "bench_agent")]
+                     REPO, "bench_agent"),
+            save_fig(stages(pd.read_csv(REPO / "data" / "reference" / "smol_2wiki_scores.csv")),
+                     REPO, "smol_2wiki")]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import ANSWER, SEARCH, Shelf
 from hypothesis import given
@@ -14,6 +15,7 @@ from kr1_utils.agent import ScriptedEngine
 from kr1_utils.evaluation import answer_recall, bootstrap, by_type, f1_score, title_recall
 from kr1_utils.profiles import REPO, Limits
 from kr1_utils.retriever import Retriever
+from kr1_utils.rewards import exact_match
 
 PACK = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
 
@@ -160,3 +162,25 @@ def test_answer_recall_on_real_questions_is_what_was_measured():
     recall = answer_recall(found, asked, (1, 3, 5, 10))
     for k, wanted in {1: 0.24, 3: 0.45, 5: 0.56, 10: 0.69}.items():
         assert recall[k] == pytest.approx(wanted, abs=0.02), recall
+
+
+def test_numbers_of_the_real_run_follow_from_its_predictions():
+    """data/reference/smol_2wiki_scores.csv, and the row that README makes of it."""
+    files = REPO / "data" / "reference"
+    scores = pd.read_csv(files / "smol_2wiki_scores.csv").set_index(["metric", "stage"])
+    metrics = {"format valid": "format", "exact match": "em", "F1": "f1", "searches": "searches",
+               "sampled tokens": "sampled_length"}
+    ids = set()
+    for stage in ("untouched", "cold start", "GRPO"):
+        rows = data.read_jsonl(files / f"smol_2wiki_{stage.lower().replace(' ', '_')}.jsonl")
+        ids.add(tuple(r["id"] for r in rows))
+        for row in rows:
+            assert row["em"] == exact_match(row["prediction"], row["golden_answers"])
+            assert row["f1"] == pytest.approx(evaluation.f1_score(row["prediction"], row["golden_answers"]))
+            assert not {"passages", "text", "title"} & set(row)
+        for metric, key in metrics.items():
+            told = scores.loc[(metric, stage)]
+            found = evaluation.bootstrap([r[key] for r in rows], 2000, 42)
+            assert tuple(told[["mean", "low", "high"]]) == pytest.approx(found, abs=1e-4)
+            assert f"{told['mean']:.2f}" in (REPO / "README.md").read_text(encoding="utf-8")
+    assert len(ids) == 1 and len(ids.pop()) == 100

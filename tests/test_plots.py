@@ -120,3 +120,12 @@ def test_mask_of_another_length_is_refused(trajectory, tokenizer):
 def test_side_by_side_shows_both_with_their_titles():
     markup = plots.side_by_side_html("<p>left</p>", "<p>right</p>", ("before <", "after"))
     assert text_of(markup) == "before <leftafterright"
+
+
+def test_stages_have_a_panel_a_metric_and_a_bar_a_stage():
+    rows = [{"stage": s, "metric": m, "mean": 0.5, "low": 0.4, "high": 0.7}
+            for m in ("EM", "F1") for s in ("before", "cold start", "GRPO")]
+    figure = plots.stages(pd.DataFrame(rows))
+    assert [ax.get_title() for ax in figure.axes] == ["EM", "F1"]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["before", "cold\nstart", "GRPO"]
+    assert all(len(ax.containers[-1].patches) == 3 for ax in figure.axes)
