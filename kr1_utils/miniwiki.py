@@ -8,14 +8,12 @@ Write the shipped world with `python -m kr1_utils.miniwiki`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
+import runpy
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from kr1_utils.data import write_jsonl
 from kr1_utils.profiles import REPO
 
 SHIPPED_SEED = 7  # the world in data/miniwiki; tiny-lm is trained on worlds of other seeds
@@ -38,7 +36,6 @@ CITY_FACTS = ("country", "river")
 KIN = {name: tuple(path) for name, path in _WORDS["kin"].items()}  # relations that no passage states
 COMPARE = {(kind, relation): forms for kind, relation, forms in _WORDS["compare"]}
 SAME, BRIDGE_COMPARE = _WORDS["same"], _WORDS["bridge_compare"]  # forms: [question, wants the earlier one]
-SIZES: dict[str, dict[str, int]] = _WORDS["sizes"]  # of the shipped question sets, by type
 
 
 @dataclass
@@ -352,28 +349,6 @@ def make_questions(world: World, counts: dict[str, int], subjects: set[str], see
     return [{"id": f"{prefix}-{i:04d}", **q} for i, q in enumerate(out)]
 
 
-def split_entities(world: World, shares: dict[str, float]) -> dict[str, set[str]]:
-    """Deal every entity to one split, kind by kind, so that no two splits ask about the same one."""
-    rng = random.Random(f"split-{world.seed}")
-    splits: dict[str, set[str]] = {name: set() for name in shares}
-    for kind in sorted(set(world.kind.values())):
-        titles = sorted(world.of(kind))
-        rng.shuffle(titles)
-        start = 0.0
-        for name, share in shares.items():
-            splits[name] |= set(titles[round(start * len(titles)):round((start + share) * len(titles))])
-            start += share
-    return splits
-
-
-def shipped() -> tuple[World, dict[str, list[dict]]]:
-    """The world of data/miniwiki and its question sets by name."""
-    world = make_world(SHIPPED_SEED)
-    splits = split_entities(world, {"train": 0.6, "dev": 0.12, "test": 0.28})
-    return world, {name: make_questions(world, counts, splits[name.split("_")[0]], i, name)
-                   for i, (name, counts) in enumerate(SIZES.items())}
-
-
 def verdict(a: str, x: str, b: str, y: str, earlier: bool | None) -> str:
     """What follows from a's value x and b's value y: which is earlier or later, or (None) the same.
 
@@ -408,18 +383,5 @@ def demonstration(question: dict) -> list[tuple[str, str, str]]:
     return [*turns, (note, "answer", answer)]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the shipped fictional world.")
-    parser.add_argument("--out", type=Path, default=Path("data/miniwiki"))
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    world, sets = shipped()
-    write_jsonl(out / "passages.jsonl", world.passages)
-    for name, questions in sets.items():
-        write_jsonl(out / f"{name}.jsonl", questions)
-    print(f"{len(world.passages)} passages and "
-          f"{', '.join(f'{len(q)} {n}' for n, q in sets.items())} questions in {out}")
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # what is shipped, and how much of it, lies beside it
+    runpy.run_path(str(REPO / "data" / "miniwiki" / "make.py"), run_name="__main__")

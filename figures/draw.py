@@ -1,0 +1,67 @@
+"""Draws the figures of the README from the tables in data/reference."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from kr1_utils import plots
+from kr1_utils.profiles import REPO
+
+REFERENCE = REPO / "data" / "reference"
+
+
+def bench_agent(rows: pd.DataFrame):
+    """How fast each way of running the loop is, and how much it computes; one group of bars a profile."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    names = {"one_by_one": "one at a time", "batched": "batched", "trl_tools": "TRL's tools", "vllm": "vLLM"}
+    profiles = list(dict.fromkeys(rows["profile"]))
+    for n, (way, name) in enumerate(names.items()):
+        part = rows[rows["way"] == way].set_index("profile")
+        slowest = rows[rows["way"] == "one_by_one"].set_index("profile")["questions_per_second"]
+        x = [i + (n - 1.5) * 0.2 for i, p in enumerate(profiles) if p in part.index]
+        axes[0].bar(x, part["questions_per_second"] / slowest[part.index], 0.19, label=name)
+        axes[1].bar(x, part["floor_ratio"], 0.19, label=name)
+    axes[0].set(title="questions a second", ylabel="one at a time = 1")
+    axes[1].set(title="tokens computed", ylabel="each token once = 1")
+    axes[1].axhline(1, color=plots.GREY, linewidth=1)
+    counts = rows.groupby("profile")["questions"].first()
+    for ax in axes:
+        ax.set_xticks(range(len(profiles)), [f"{p}\n{counts[p]} questions" for p in profiles])
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def stages(scores: pd.DataFrame):
+    """One panel a metric, one bar a stage of training, with 95 % intervals.
+
+    Args:
+        scores: columns `stage`, `metric`, `mean`, `low`, `high`.
+    """
+    groups = scores.groupby("metric", sort=False)
+    figure, axes = plt.subplots(1, len(groups), figsize=(11, 2.6))
+    for ax, (metric, part) in zip(axes, groups):
+        ax.bar(part["stage"].str.replace(" ", "\n"), part["mean"], width=0.7,
+               color=[plots.GREY, plots.ORANGE, plots.BLUE], error_kw={"capsize": 3},
+               yerr=[part["mean"] - part["low"], part["high"] - part["mean"]])
+        ax.set_title(metric)
+        ax.tick_params(axis="x", labelsize=8)
+    return figure
+
+
+def main() -> None:
+    plots.use_style()
+    runs = sorted((REFERENCE / "tiny").glob("seed*"))
+    logs = {r.name: pd.read_csv(r / "train_log.csv") for r in runs}
+    scores = pd.concat(pd.read_csv(r / "scores.csv") for r in runs)
+    # The mean over seeds, with the widest interval that any seed gave.
+    rows = scores[scores["metric"] == "em"].groupby(["type", "when"], sort=False, as_index=False).agg(
+        {"mean": "mean", "low": "min", "high": "max"})
+    drawn = {"before_after": plots.before_after(rows), "six_panels": plots.six_panels(logs),
+             "lengths": plots.lengths(next(iter(logs.values()))),
+             "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
+             "smol_2wiki": stages(pd.read_csv(REFERENCE / "smol_2wiki_scores.csv"))}
+    for name, figure in drawn.items():
+        print(plots.save_fig(figure, REPO, name).relative_to(REPO))
+
+
+if __name__ == "__main__":
+    main()
