@@ -97,11 +97,8 @@ def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
     chat = ChatFormat.of(tokenizer)
     shortest = check_limits(limits, tokenizer, chat)
     one_turn = limits.max_turn_tokens + 1  # the end-of-turn token may be ours
-    everyone = [
-        Trajectory(q, protocol.prompt_ids(
-            tokenizer, protocol.messages(q["question"], system_prompt, limits.max_turns == 0)))
-        for q in questions
-    ]
+    everyone = [Trajectory(q, protocol.prompt_ids(tokenizer, protocol.messages(
+        q["question"], system_prompt, limits.max_turns == 0))) for q in questions]
     window = getattr(engine, "window", None)
     for t in everyone:
         if window and len(t.prompt_ids) + limits.max_response_tokens > window:

