@@ -146,7 +146,7 @@ def _give_storage(model, live: LiveBytes, step: Step) -> None:
 def simulate(config, step: Step) -> LiveBytes:
     """Memory of one training step in its steady state: the optimizer has its moments already."""
     divided = {0: (), 2: ("gradients", "optimizer"), 3: STATES}[step.zero]
-    live = LiveBytes({"packed": PACKED} | dict.fromkeys(divided, step.num_gpus), step.block)
+    live = LiveBytes(dict.fromkeys(divided, step.num_gpus) | {"packed": PACKED}, step.block)
     config = copy.deepcopy(config)
     config.use_cache = False
     model = _model(config, step)
