@@ -46,6 +46,11 @@ class Trajectory:
     def retrieved_length(self) -> int:
         return len(self.loss_mask) - sum(self.loss_mask)
 
+    def said(self) -> dict:
+        """What trajectories.jsonl keeps of it."""
+        return {"question": self.question["question"], "turns": self.texts, "answer": self.answer,
+                "stop": self.stop, "sampled": self.sampled_length, "retrieved": self.retrieved_length}
+
     def _append(self, ids: list[int], mask: int, logprobs: list[float] | None = None) -> None:
         self.completion_ids += ids
         self.loss_mask += [mask] * len(ids)

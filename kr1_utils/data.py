@@ -7,9 +7,24 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
+from datasets import Dataset
+
 from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
+
+LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
+    "step": "step", "reward": "reward", "accuracy_reward": "rewards/accuracy_reward/mean",
+    "format_reward": "rewards/format_reward/mean", "loss": "loss", "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm", "entropy": "entropy", "completion_length": "completions/mean_length",
+    "retrieved_length": "retrieved_length", "searches": "searches", "truncated": "truncated",
+    "frac_reward_zero_std": "frac_reward_zero_std", "step_time": "step_time",
+    "peak_memory_gib": "peak_memory_gib",
+}
+OUT_OF_MEMORY = "out_of_memory"  # a file beside the checkpoints of a run that stopped so
+LOWERED = ("max_response_tokens", "tokens_per_micro_batch", "overlong_tokens", "gradient_checkpointing",
+           "vllm_gpu_memory_utilization", "vllm_max_model_length", "expected")
 
 
 def read_jsonl(file: str | os.PathLike) -> list[dict]:
@@ -122,6 +137,12 @@ def questions_of(where: dict[str, Path | None], name: str, eval_questions: int =
     return rows[:eval_questions] if eval_questions else rows
 
 
+def training_set(questions: list[dict]) -> Dataset:
+    """Questions as TRL's data set: `prompt` is the question, `golden_answers` goes to the rewards."""
+    return Dataset.from_list([{"prompt": q["question"], "golden_answers": q["golden_answers"],
+                               "question_id": str(q["id"])} for q in questions])
+
+
 def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.
 
@@ -232,3 +253,35 @@ def from_step(file: Path, step: int) -> Path:
         if len(kept) < len(lines):
             write_text(file, "".join(kept))
     return file
+
+
+def resume_point(folder: Path, settings: dict) -> str | None:
+    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
+
+    transformers writes trainer_state.json last, so a checkpoint without a readable one was cut off. A run
+    that ran out of memory may go on with other values of `LOWERED`.
+    """
+    note, stopped, text = folder / "settings.json", folder / OUT_OF_MEMORY, _plain(settings)
+    before = note.read_text() if note.exists() else ""
+    if before != text and not (stopped.exists() and before
+                               and _plain(json.loads(before), LOWERED) == _plain(settings, LOWERED)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    write_text(note, text)
+    stopped.unlink(missing_ok=True)
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())
+            return str(checkpoint)
+        except (OSError, ValueError):
+            shutil.rmtree(checkpoint)
+    return None
+
+
+def _plain(settings: dict, without: tuple[str, ...] = ()) -> str:
+    """Nested settings as one text, without some keys."""
+    def keep(value):
+        return ({k: keep(v) for k, v in value.items() if k not in without} if isinstance(value, dict)
+                else value)
+
+    return json.dumps(keep(settings), sort_keys=True, default=str)

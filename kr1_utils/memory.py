@@ -12,6 +12,7 @@ import argparse
 import copy
 import functools
 import json
+import resource
 import sys
 import weakref
 from collections import Counter
@@ -201,6 +202,50 @@ def _loss(model, ids: torch.Tensor, step: Step) -> torch.Tensor:
     return -torch.log_softmax(logits.float(), -1).gather(-1, ids[:, -response:, None]).mean()
 
 
+def peak_gib() -> float:
+    """The most that this process has held so far: of the GPU's memory where there is one, else of RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def this_gpu() -> int:
+    """The size in GiB, as one rents it, of this machine's GPU; 80 where there is none."""
+    if not torch.cuda.is_available():
+        return 80
+    total = torch.cuda.get_device_properties(0).total_memory / GIB
+    return min(GPU_SIZES, key=lambda size: abs(size - total))
+
+
+def micro_batches(lengths: list[tuple[int, int]], budget: int) -> list[list[int]]:
+    """Rows in parts of at most `budget` padded tokens, longest first; a longer row goes alone.
+
+    Args:
+        lengths: of the prompt, padded on the left, and of the completion, padded on the right, of each row.
+    """
+    parts: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -sum(lengths[i])):
+        together = [lengths[j] for j in [*parts[-1], i]] if parts else []
+        if together and len(together) * sum(map(max, zip(*together))) <= budget:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+    return parts
+
+
+def rows_of(batch: dict, rows: list[int]) -> dict:
+    """These rows of TRL's batch, without the padding that only the others need."""
+    prompt = batch["prompt_mask"][rows].sum(1).max()
+    completion = batch["completion_mask"][rows].sum(1).max().clamp(min=1)
+    out = dict(batch)
+    for name, value in batch.items():
+        if torch.is_tensor(value) and value.dim() and len(value) == len(batch["prompt_mask"]):
+            out[name] = value[rows]
+            if value.dim() == 2:
+                out[name] = out[name][:, -prompt:] if name.startswith("prompt") else out[name][:, :completion]
+    return out
+
+
 def config_of(model: str):
     """The config of a folder, of a model whose config lies in data/reference/configs, or from the hub."""
     shipped = REPO / "data" / "reference" / "configs" / f"{model.rsplit('/', 1)[-1]}.json"
@@ -210,6 +255,8 @@ def config_of(model: str):
 def step_of(profile: Profile, response_tokens: int, zero: int = 0, num_gpus: int = 1) -> Step:
     """The largest forward and backward pass of a profile whose responses all have this length."""
     rows, half = profile.grpo["per_device_train_batch_size"], profile.grpo["bf16"]
+    if profile.tokens_per_micro_batch:
+        rows = min(rows, max(1, profile.tokens_per_micro_batch // (PROMPT_TOKENS + response_tokens)))
     return Step(rows, PROMPT_TOKENS + response_tokens, padded=rows > 1, lora=lora_config(profile),
                 four_bit=profile.four_bit, zero=zero, num_gpus=num_gpus,
                 checkpointing=profile.grpo["gradient_checkpointing"],

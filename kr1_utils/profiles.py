@@ -48,6 +48,8 @@ class Profile:
     lora_r: int = 16
     lora_alpha: int = 32
     four_bit: bool = False  # base weights packed as NF4 (bitsandbytes); needs CUDA
+    tokens_per_micro_batch: int = 0  # padded, in one forward and backward pass; 0 takes a batch at once
+    overlong_tokens: int = 0  # the last so many of max_response_tokens cost reward; 0 is off
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
     eval_questions: int = 0  # of each test set; 0 is all
@@ -64,7 +66,7 @@ QWEN = dict(corpus="", train_questions="", test_questions="", test_single_questi
             system_prompt=SYSTEM_PROMPT, eval_questions=500)
 GPU = dict(
     learning_rate=1e-5, lr_scheduler_type="constant_with_warmup", warmup_steps=20,
-    per_device_train_batch_size=1, gradient_accumulation_steps=64, num_generations=8, temperature=1.0,
+    per_device_train_batch_size=64, gradient_accumulation_steps=1, num_generations=8, temperature=1.0,
     beta=0.0, loss_type="dapo", max_grad_norm=0.2, save_steps=20, bf16=True, gradient_checkpointing=True,
     use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.45, vllm_enable_sleep_mode=True,
 )
@@ -96,6 +98,7 @@ PROFILES = {
         # A trajectory stays under 400 tokens: a CPU trains on about 100 of them a second.
         limits=Limits(max_turns=2, top_k=2, max_turn_tokens=48, max_observation_tokens=128,
                       max_response_tokens=400),
+        tokens_per_micro_batch=2048,
         grpo=dict(
             max_steps=25, learning_rate=1e-4, lr_scheduler_type="constant_with_warmup",
             warmup_steps=3, per_device_train_batch_size=16, gradient_accumulation_steps=1,
@@ -106,20 +109,19 @@ PROFILES = {
     ),
     "1.5b": Profile(
         name="1.5b", model="Qwen/Qwen2.5-1.5B-Instruct", **QWEN,
-        limits=Limits(max_turns=4, max_response_tokens=4096),
-        grpo=dict(GPU, max_steps=1000, per_device_train_batch_size=4, gradient_accumulation_steps=16,
-                  vllm_max_model_length=4608),
+        limits=Limits(max_turns=4, max_response_tokens=4096), tokens_per_micro_batch=9216,
+        grpo=dict(GPU, max_steps=1000, vllm_max_model_length=4608),
     ),
     "7b": Profile(
         name="7b", model="Qwen/Qwen2.5-7B-Instruct", **QWEN,
-        limits=Limits(max_turns=4, max_response_tokens=8192),
+        limits=Limits(max_turns=4, max_response_tokens=8192), tokens_per_micro_batch=8704,
         grpo=dict(GPU, max_steps=640, vllm_max_model_length=8704),
     ),
     # On 24 GiB there is no room for a second copy of the weights: transformers samples from the packed ones.
     "7b-4bit": Profile(
         name="7b-4bit", model="Qwen/Qwen2.5-7B-Instruct", **QWEN, four_bit=True,
-        limits=Limits(max_turns=4, max_response_tokens=8192),
-        grpo=dict(GPU, max_steps=640, gradient_accumulation_steps=32, use_vllm=False),
+        limits=Limits(max_turns=4, max_response_tokens=8192), tokens_per_micro_batch=8704,
+        grpo=dict(GPU, max_steps=640, per_device_train_batch_size=32, use_vllm=False),
     ),
 }
 
@@ -153,7 +155,14 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
     if limits.max_response_tokens < limits.max_turn_tokens:
         raise ValueError(f"max_response_tokens={limits.max_response_tokens} is smaller than one turn of "
                          f"max_turn_tokens={limits.max_turn_tokens}.")
-    return replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
+    profile = replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
+    if 0 < profile.tokens_per_micro_batch <= limits.max_response_tokens:
+        raise ValueError(f"tokens_per_micro_batch={profile.tokens_per_micro_batch} is less than one row: a "
+                         f"prompt and max_response_tokens={limits.max_response_tokens}.")
+    if profile.overlong_tokens >= limits.max_response_tokens:
+        raise ValueError(f"overlong_tokens={profile.overlong_tokens} must be fewer than max_response_tokens="
+                         f"{limits.max_response_tokens}.")
+    return profile
 
 
 def _checked(key: str, value, default):

@@ -10,6 +10,9 @@ from __future__ import annotations
 import re
 import string
 
+from trl.rewards import get_soft_overlong_punishment
+
+from kr1_utils.profiles import Profile
 from kr1_utils.protocol import Turn
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -48,3 +51,17 @@ def accuracy_reward(answer: list[str | None], golden_answers: list[list[str]], *
 def format_reward(turns: list[list[Turn]], **_) -> list[float]:
     """Format, +1 or −1, for each trajectory."""
     return [format_score(t) for t in turns]
+
+
+def reward_functions(profile: Profile) -> tuple[list, list[float]]:
+    """The profile's reward functions and their weights.
+
+    With `overlong_tokens`, also DAPO's soft overlong punishment (Yu et al., 2025, section 3.4,
+    https://arxiv.org/abs/2503.14476): 0 until so many tokens are left to `max_response_tokens`, then
+    falling to −1 there, over the whole trajectory.
+    """
+    functions, weights = [accuracy_reward, format_reward], [profile.accuracy_weight, profile.format_weight]
+    if profile.overlong_tokens:
+        most = profile.limits.max_response_tokens
+        return [*functions, get_soft_overlong_punishment(most, profile.overlong_tokens)], [*weights, 1.0]
+    return functions, weights

@@ -9,13 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
-import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
 from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -23,21 +20,17 @@ from trl.models import unwrap_model_for_generation
 
 from kr1_utils import protocol, rewards
 from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
-from kr1_utils.data import append_log, from_step, write_text
+from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, write_text
 from kr1_utils.engines import TransformersEngine, VLLMEngine, settle_vllm_on_cpu
+from kr1_utils.memory import micro_batches, peak_gib, rows_of
 from kr1_utils.models import merged_weights
 from kr1_utils.profiles import Limits, Profile
 from kr1_utils.protocol import ChatFormat
 
 FIELDS = ("answer", "turns", "passages", "searches", "stop")  # what reward functions are given
-LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
-    "step": "step", "reward": "reward", "accuracy_reward": "rewards/accuracy_reward/mean",
-    "format_reward": "rewards/format_reward/mean", "loss": "loss", "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm", "entropy": "entropy", "completion_length": "completions/mean_length",
-    "retrieved_length": "retrieved_length", "searches": "searches", "truncated": "truncated",
-    "frac_reward_zero_std": "frac_reward_zero_std", "step_time": "step_time",
-    "peak_memory_gib": "peak_memory_gib",
-}
+# What a part's loss is of its batch's, by loss type: TRL averages over rows, over tokens, or divides by a
+# number of tokens that belongs to the whole batch.
+SHARES = {"grpo": "rows", "dr_grpo": "rows", "bnpo": "tokens", "dapo": "whole"}
 
 
 def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **changes) -> GRPOConfig:
@@ -45,15 +38,9 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
     return GRPOConfig(**{
         "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
         "max_completion_length": profile.limits.max_response_tokens, "report_to": "none",
-        "reward_weights": [profile.accuracy_weight, profile.format_weight],
+        "reward_weights": rewards.reward_functions(profile)[1],
         "disable_tqdm": True, "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
-
-
-def training_set(questions: list[dict]) -> Dataset:
-    """Questions as TRL's data set: `prompt` is the question, `golden_answers` goes to the rewards."""
-    return Dataset.from_list([{"prompt": q["question"], "golden_answers": q["golden_answers"],
-                               "question_id": str(q["id"])} for q in questions])
 
 
 class KnowledgeGRPOTrainer(GRPOTrainer):
@@ -63,19 +50,22 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
 
     Args:
         retriever: anything with `search(queries, k)`.
-        limits: bounds on a trajectory; `args.max_completion_length` must be their
-            `max_response_tokens`.
+        limits: of a trajectory; `args.max_completion_length` must be their `max_response_tokens`.
         system_prompt: opens every conversation.
         folder: where `train_log.csv` and `trajectories.jsonl` grow.
         reward_funcs: the default is exact match and format.
         on_step: called with each row of the log, for progress.
+        tokens_per_micro_batch: padded tokens that one forward and backward pass may hold; a batch is cut into
+            parts, and the gradient stays that of the whole. 0 does not cut.
+        on_out_of_memory: called with the tokens of the longest response if memory runs out; returns advice.
 
     Raises:
-        ValueError: if the limits leave no room, or do not agree with `args`.
+        ValueError: if the limits leave no room, or do not agree with `args` or the budget.
     """
 
     def __init__(self, model, *, retriever, limits: Limits, system_prompt: str = protocol.SYSTEM_PROMPT,
-                 folder: str | os.PathLike, reward_funcs=None, on_step=None, **kwargs):
+                 folder: str | os.PathLike, reward_funcs=None, on_step=None, tokens_per_micro_batch: int = 0,
+                 on_out_of_memory=None, **kwargs):
         if kwargs["args"].max_completion_length != limits.max_response_tokens:
             raise ValueError(f"max_completion_length={kwargs['args'].max_completion_length} must equal "
                              f"max_response_tokens={limits.max_response_tokens}.")
@@ -87,27 +77,113 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             settle_vllm_on_cpu(reload=True)
         super().__init__(model, reward_funcs, rollout_func=type(self).run_agent, **kwargs)
         self.retriever, self.limits, self.system_prompt = retriever, limits, system_prompt
-        self.folder, self.on_step = Path(folder), on_step
+        self.folder, self.on_step, self.on_out_of_memory = Path(folder), on_step, on_out_of_memory
         self.remove_callback(PrinterCallback)  # `on_step` reports, and train_log.csv holds the rest
         self.chat = ChatFormat.of(self.processing_class)
         check_limits(limits, self.processing_class, self.chat)
-        self.mask_checked = False
+        self.mask_checked, self.longest, self.budget = False, 0, tokens_per_micro_batch
+        if self.budget:
+            self._check_budget()
         plain = all(p.is_floating_point() for p in self.model.parameters())  # neither packed in 4 bits …
         if self.use_vllm and isinstance(self.model, PeftModel) and plain and not (
                 self.is_deepspeed_enabled or self.is_fsdp_enabled):  # … nor spread over processes
             self.vllm_generation._iter_named_params = lambda: merged_weights(self.model)
 
+    def _check_budget(self) -> None:
+        if (self.loss_type not in SHARES or self._entropy_bonus_enabled or self.top_entropy_quantile < 1
+                or self.aux_loss_enabled):
+            raise ValueError(f"tokens_per_micro_batch goes with loss_type {', '.join(SHARES)}, without an "
+                             "entropy bonus, an entropy quantile or an auxiliary loss.")
+        prompts = (protocol.messages(q, self.system_prompt) for q in self.train_dataset["prompt"])
+        longest = max(len(protocol.prompt_ids(self.processing_class, p)) for p in prompts)
+        if self.budget < longest + self.limits.max_response_tokens:
+            raise ValueError(f"tokens_per_micro_batch={self.budget} is less than one row, which may have "
+                             f"{longest} tokens of prompt and {self.limits.max_response_tokens} of response.")
+
+    def _parts(self, prompt_mask: torch.Tensor, completion_mask: torch.Tensor) -> tuple[list[list[int]], int]:
+        """Rows of each part, and how many of them count. Every process runs as many parts, for passes make
+        collective calls; the spare ones weigh nothing."""
+        lengths = list(zip(prompt_mask.sum(1).tolist(), completion_mask.sum(1).tolist()))
+        parts = micro_batches(lengths, self.budget)
+        most = self.accelerator.gather(torch.tensor([len(parts)], device=prompt_mask.device)).max().item()
+        return parts + [parts[-1][-1:]] * (most - len(parts)), len(parts)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """TRL's loss; with a budget in parts, of which all but the last have run backward already."""
+        if not self.budget or not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        parts, real = self._parts(inputs["prompt_mask"], inputs["completion_mask"])
+        accelerator, metrics, total = self.accelerator, self._metrics["train"], 0.0
+        sync, logged = accelerator.sync_gradients, {name: len(v) for name, v in metrics.items()}
+        weights = [(n < real) * (mask[rows].sum() / mask.sum().clamp(min=1)).item()
+                   for n, rows in enumerate(parts)]
+        accelerator.gather = lambda tensor: tensor  # TRL gathers values a row, and rows differ in number
+        try:
+            for n, (rows, tokens) in enumerate(zip(parts, weights)):
+                share = {"rows": len(rows) / len(mask), "tokens": tokens, "whole": 1}[SHARES[self.loss_type]]
+                last = n == len(parts) - 1
+                accelerator.gradient_state._set_sync_gradients(sync and last)  # where DeepSpeed steps
+                with nullcontext() if last else accelerator.no_sync(model):
+                    loss = super().compute_loss(model, rows_of(inputs, rows)) * (share if n < real else 0.0)
+                    if not last:
+                        accelerator.backward(loss)
+                total += loss.detach()
+        finally:
+            del accelerator.gather
+        for name, values in metrics.items():  # one value for the whole batch, as TRL logs it
+            new = values[logged.get(name, 0):]
+            if len(new) == len(parts):
+                mean = torch.tensor([sum(v * w for v, w in zip(new, weights) if w)], device=mask.device)
+                values[-len(new):] = [accelerator.gather(mean).nanmean().item()]
+        return loss + (total - loss.detach())
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep,
+                                           batch_size=None, **kwargs):
+        """TRL's; where no gradient is asked for, the passes keep the budget too."""
+        if not self.budget or torch.is_grad_enabled():
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs)
+        prompt, out = input_ids.shape[1] - logits_to_keep, [None, None, None]
+        whole = {"prompt_mask": attention_mask[:, :prompt], "completion_mask": attention_mask[:, prompt:],
+                 "prompt_ids": input_ids[:, :prompt], "completion_ids": input_ids[:, prompt:]}
+        for rows in self._parts(whole["prompt_mask"], whole["completion_mask"])[0]:
+            before, after, start, ids = rows_of(whole, rows).values()
+            made = super()._get_per_token_logps_and_entropies(
+                model, torch.cat([start, ids], 1), torch.cat([before, after], 1), ids.shape[1], **kwargs)
+            for i, part in enumerate(made[:2]):
+                if part is not None:
+                    out[i] = part.new_zeros(len(input_ids), logits_to_keep) if out[i] is None else out[i]
+                    out[i][rows, :ids.shape[1]] = part
+        return tuple(out)
+
+    def training_step(self, *args, **kwargs):
+        """TRL's; where memory runs out, all steps so far are saved before the run stops."""
+        try:
+            return super().training_step(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            cause = str(error).splitlines()[0]
+        # Only here are the tensors of the failed step free.
+        torch.cuda.empty_cache()
+        step, folder = self.state.global_step, Path(self.args.output_dir)
+        saved = (folder / f"checkpoint-{step}" / "trainer_state.json").exists()
+        if self.accelerator.num_processes == 1 and not saved:  # others may be waiting in another call
+            self.optimizer.zero_grad()
+            self._save_checkpoint(self.model, None)
+        write_text(folder / OUT_OF_MEMORY, cause)
+        advice = self.on_out_of_memory(self.longest) if self.on_out_of_memory else ""
+        raise RuntimeError(f"Out of memory in step {step + 1}, at responses of {self.longest} tokens: {cause}"
+                           " The run is saved: lower max_response_tokens or tokens_per_micro_batch, and it "
+                           f"goes on from there.\n{advice}")
+
     @staticmethod
     def run_agent(prompts: list[str], trainer: KnowledgeGRPOTrainer) -> dict[str, list]:
-        """TRL's `rollout_func`: one trajectory a prompt, in order.
-
-        Args:
-            prompts: questions; in training each stands `num_generations` times in a row.
-        """
+        """TRL's `rollout_func`: one trajectory a prompt, which is a question, in order."""
+        trainer.longest = trainer.limits.max_response_tokens  # until it is known
         with trainer._engine() as engine:
             trajectories = rollout(engine, trainer.processing_class, trainer.retriever,
-                                   [{"question": p} for p in prompts], trainer.limits,
-                                   trainer.system_prompt)
+                                   [{"question": p} for p in prompts], trainer.limits, trainer.system_prompt)
+        trainer.longest = max(len(t.completion_ids) for t in trajectories)
         check_batch(prompts, trajectories, trainer.limits)
         if not trainer.mask_checked:
             for t in trajectories:
@@ -156,9 +232,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             self._metrics[mode][name].append(self.accelerator.gather(local).mean().item())
         if mode == "train" and self.accelerator.is_main_process:
             group = trajectories[: self.num_generations]
-            rows = [{"step": self.state.global_step + 1, "question": t.question["question"],
-                     "turns": t.texts, "answer": t.answer, "stop": t.stop,
-                     "sampled": t.sampled_length, "retrieved": t.retrieved_length} for t in group]
+            rows = [{"step": self.state.global_step + 1, **t.said()} for t in group]
             with from_step(self.folder / "trajectories.jsonl", rows[0]["step"]).open("a") as out:
                 out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
@@ -166,10 +240,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         """TRL's log, and one row of train_log.csv a training step."""
         step = "loss" in logs and self.model.training
         if step:
-            cuda = torch.cuda.is_available()
-            peak = (torch.cuda.max_memory_allocated() if cuda
-                    else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-            self._metrics["train"]["peak_memory_gib"].append(peak / 2**30)
+            self._metrics["train"]["peak_memory_gib"].append(peak_gib())
         super().log(logs, start_time)
         if step and self.accelerator.is_main_process:
             values = {**logs, "step": self.state.global_step}
@@ -177,22 +248,3 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             append_log(self.folder / "train_log.csv", row)
             if self.on_step:
                 self.on_step(row)
-
-
-def resume_point(folder: Path, settings: dict) -> str | None:
-    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
-
-    transformers writes trainer_state.json last, so a checkpoint without a readable one was cut off.
-    """
-    note, text = folder / "settings.json", json.dumps(settings, sort_keys=True, default=str)
-    if not note.exists() or note.read_text() != text:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        write_text(note, text)
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-            return str(checkpoint)
-        except (OSError, ValueError):
-            shutil.rmtree(checkpoint)
-    return None

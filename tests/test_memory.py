@@ -127,7 +127,7 @@ def test_known_figures_of_7b():
 
 
 def test_longest_response_is_where_it_stops_fitting():
-    profile = resolve("smol", {"use_lora": False})
+    profile = resolve("smol", {"use_lora": False, "tokens_per_micro_batch": 0})
     longest = forecast(profile, gpu_gib=16)["longest_response_tokens"]
     limit = (16 - memory.OVERHEAD_GIB) * GIB
     config = memory.config_of(profile.model)
@@ -169,7 +169,8 @@ def test_forecast_as_text(capsys):
 
 
 def test_what_does_not_fit_says_what_to_change():
-    assert "max_response_tokens to" in forecast(resolve("smol"), gpu_gib=16)["advice"]
+    whole = resolve("smol", {"tokens_per_micro_batch": 0})
+    assert "max_response_tokens to" in forecast(whole, gpu_gib=16)["advice"]
     assert "use LoRA" in forecast(resolve("7b", {"use_lora": False}), gpu_gib=48)["advice"]
     assert "vllm_gpu_memory_utilization" in forecast(resolve("7b"), gpu_gib=24)["advice"]
 

@@ -12,7 +12,7 @@ import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
-from kr1_utils import profiles, reproduce, trainer
+from kr1_utils import data, profiles, reproduce
 
 pytestmark = pytest.mark.notebook
 REPO = profiles.REPO
@@ -70,7 +70,7 @@ def test_summary_holds_what_design_names(whole_run):
 
 def test_training_log_is_whole_and_finite(whole_run):
     log = pd.read_csv(whole_run / "train_log.csv")
-    assert list(log.columns) == list(trainer.LOG_COLUMNS)
+    assert list(log.columns) == list(data.LOG_COLUMNS)
     assert log["step"].tolist() == list(range(1, LEARNING["max_steps"] + 1))
     assert log.map(math.isfinite).all().all()
 

@@ -11,8 +11,8 @@ from helpers import ANSWER, SEARCH, Shelf
 
 from kr1_utils import plots
 from kr1_utils.agent import ScriptedEngine, rollout
+from kr1_utils.data import LOG_COLUMNS
 from kr1_utils.profiles import REPO, Limits
-from kr1_utils.trainer import LOG_COLUMNS
 
 draw = runpy.run_path(str(REPO / "figures" / "draw.py"))
 

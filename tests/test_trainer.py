@@ -5,6 +5,10 @@ import csv
 import inspect
 import json
 import math
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -18,8 +22,10 @@ from trl.models import unwrap_model_for_generation
 
 from kr1_utils import data, models, rewards, trainer
 from kr1_utils.agent import ScriptedEngine, check_batch, check_limits, check_mask, rollout
+from kr1_utils.data import LOG_COLUMNS
+from kr1_utils.memory import micro_batches
 from kr1_utils.profiles import REPO, Limits, resolve
-from kr1_utils.trainer import LOG_COLUMNS, KnowledgeGRPOTrainer
+from kr1_utils.trainer import KnowledgeGRPOTrainer
 
 LIMITS = dict(max_turns=2, top_k=1, max_turn_tokens=32, max_observation_tokens=64, max_response_tokens=220)
 TINY = resolve("tiny", dict(
@@ -46,13 +52,13 @@ class Spy(KnowledgeGRPOTrainer):
         return out
 
 
-def make(folder, questions, retriever, profile=TINY, **more):
+def make(folder, questions, retriever, profile=TINY, kind=Spy, **more):
     model, tokenizer = models.load("data/tiny-lm")
     more = {"reward_funcs": [rewards.accuracy_reward, rewards.format_reward]} | more
-    return Spy(
+    return kind(
         model, retriever=retriever, limits=profile.limits, system_prompt=profile.system_prompt, folder=folder,
         args=trainer.grpo_config(profile, 42, folder / "state"), processing_class=tokenizer,
-        train_dataset=trainer.training_set(questions["train"][:40]), peft_config=models.lora_config(profile),
+        train_dataset=data.training_set(questions["train"][:40]), peft_config=models.lora_config(profile),
         **more)
 
 
@@ -239,7 +245,7 @@ def test_log_row_with_other_columns_than_the_rows_before_is_refused(tmp_path):
 
 
 def test_training_set_keeps_questions_and_their_answers(questions):
-    rows = trainer.training_set(questions["train"][:3])
+    rows = data.training_set(questions["train"][:3])
     assert rows["prompt"] == [q["question"] for q in questions["train"][:3]]
     assert rows["golden_answers"] == [q["golden_answers"] for q in questions["train"][:3]]
 
@@ -252,6 +258,129 @@ def test_profile_reaches_trl_as_it_is():
         assert getattr(config, key) == value, key
 
 
+# --- parts of a batch ---
+
+ROWS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=20)
+
+
+@given(ROWS, st.integers(130, 600))
+def test_parts_hold_every_row_once_and_no_more_tokens_than_the_budget(lengths, budget):
+    parts = micro_batches(lengths, budget)
+    assert sorted(i for part in parts for i in part) == list(range(len(lengths)))
+    for part in parts:
+        prompts, completions = zip(*(lengths[i] for i in part))
+        assert len(part) * (max(prompts) + max(completions)) <= budget
+
+
+def test_a_row_longer_than_the_budget_goes_alone():
+    assert micro_batches([(5, 5), (5, 500), (5, 5)], 100) == [[1], [0, 2]]
+
+
+def one_update(folder, questions, retriever, budget, loss_type="dapo", accumulate=1, **more):
+    """Gradients of one step, the padded tokens of each pass with a gradient and without one, and the log."""
+    profile = resolve("tiny", dict(
+        LIMITS, max_steps=1, per_device_train_batch_size=8 // accumulate, num_generations=4,
+        gradient_accumulation_steps=accumulate, loss_type=loss_type, max_grad_norm=1e9, **more))
+    torch.manual_seed(0)
+    run = make(folder, questions, retriever, profile, tokens_per_micro_batch=budget,
+               reward_funcs=[rewards.accuracy_reward, length_reward])
+    gradients, passes, silent = {}, [], []
+
+    def look(module, args, kwargs):
+        if "labels" in kwargs:  # TRL asks for log-probabilities
+            (passes if torch.is_grad_enabled() else silent).append(kwargs["input_ids"].numel())
+
+    def keep(optimizer, args, kwargs):
+        gradients.update({n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None})
+
+    run.model.register_forward_pre_hook(look, with_kwargs=True)
+    run.create_optimizer()
+    run.optimizer.register_step_pre_hook(keep)
+    run.train()
+    return gradients, passes, silent, log_of(folder)[0]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("loss_type", trainer.SHARES)
+def test_gradient_of_the_parts_is_that_of_the_whole(loss_type, accumulate, tmp_path, questions, retriever):
+    made = {budget: one_update(tmp_path / str(budget), questions, retriever, budget, loss_type, accumulate)
+            for budget in (0, 300)}
+    (whole, few, _, log), (parts, many, _, log_of_parts) = made[0], made[300]
+    assert len(few) == accumulate < len(many) and max(few) > 300 >= max(many)
+    assert set(parts) == set(whole) and max(g.abs().max() for g in whole.values()) > 1e-4
+    for name, gradient in whole.items():
+        assert torch.allclose(parts[name], gradient, rtol=0, atol=1e-5), name
+    for column in ("loss", "entropy", "grad_norm", "reward", "completion_length"):
+        assert float(log_of_parts[column]) == pytest.approx(float(log[column]), abs=1e-5), column
+
+
+def test_passes_without_gradient_keep_the_budget_and_say_the_same(tmp_path, questions, retriever):
+    """With a penalty for leaving the first model, TRL asks for its log-probabilities before the step."""
+    (whole, _, few, _), (parts, _, many, _) = (
+        one_update(tmp_path / str(budget), questions, retriever, budget, beta=0.1) for budget in (0, 300))
+    assert few and len(many) > len(few) and max(few) > 300 >= max(many)
+    for name, gradient in whole.items():
+        assert torch.allclose(parts[name], gradient, rtol=0, atol=1e-5), name
+
+
+@pytest.mark.parametrize("settings, budget, words", [
+    ({}, 230, "less than one row"), ({"loss_type": "luspo"}, 900, "loss_type"),
+    ({"entropy_coef": 0.1}, 900, "entropy"), ({"top_entropy_quantile": 0.5}, 900, "entropy")])
+def test_settings_that_can_not_be_cut_are_refused(settings, budget, words, tmp_path, questions, retriever):
+    profile = replace(TINY, grpo=TINY.grpo | settings)
+    with pytest.raises(ValueError, match=words):
+        make(tmp_path, questions, retriever, profile, tokens_per_micro_batch=budget)
+
+
+def test_two_processes_with_other_lengths_run_the_same_number_of_parts(tmp_path):
+    """One process has eight short rows, the other eight long ones; the mean of their gradients is that of
+    two processes which do not cut."""
+    script = REPO / "tests" / "two_processes.py"
+    for budget in (0, 300):
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+             str(script), str(tmp_path), str(budget)], check=True, capture_output=True, timeout=300,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    whole, parts = (torch.load(tmp_path / f"{b}.pt", weights_only=True) for b in (0, 300))
+    assert whole["parts"] == [1, 1] and parts["parts"][0] == parts["parts"][1] > 1
+    for name, gradient in whole["gradients"].items():
+        assert torch.allclose(parts["gradients"][name], gradient, rtol=0, atol=1e-5), name
+
+
+# --- when memory runs out ---
+
+class Full(Spy):
+    """Has no memory left in step 2, once."""
+
+    full = True
+
+    def _compute_loss(self, model, inputs):
+        if self.state.global_step == 1 and Full.full:
+            Full.full = False
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+        return super()._compute_loss(model, inputs)
+
+
+def test_run_that_is_out_of_memory_says_what_to_lower_and_goes_on(tmp_path, questions, retriever):
+    settings = {"profile": asdict(replace(TINY, grpo=TINY.grpo | {"max_steps": 3, "save_steps": 50}))}
+    profile, state = replace(TINY, grpo=settings["profile"]["grpo"]), tmp_path / "state"
+    assert data.resume_point(state, settings) is None
+    asked = []
+    run = make(tmp_path, questions, retriever, profile, kind=Full, reward_funcs=[length_reward] * 2,
+               on_out_of_memory=lambda tokens: asked.append(tokens) or "Lower it.")
+    with pytest.raises(RuntimeError, match=r"step 2, .*Tried to allocate 2.00 GiB. .*\nLower it.") as error:
+        run.train()
+    assert str(asked[0]) in str(error.value) and 20 < asked[0] <= TINY.limits.max_response_tokens
+    settings["profile"]["limits"]["max_response_tokens"] = 200  # what it said to lower
+    checkpoint = data.resume_point(state, settings)
+    assert checkpoint.endswith("checkpoint-1") and not (state / data.OUT_OF_MEMORY).exists()
+    lower = replace(profile, limits=Limits(**settings["profile"]["limits"]))
+    make(tmp_path, questions, retriever, lower, reward_funcs=[length_reward] * 2).train(
+        resume_from_checkpoint=checkpoint)
+    assert [r["step"] for r in log_of(tmp_path)] == ["1", "2", "3"]
+    assert data.resume_point(state, {"profile": asdict(profile)}) is None  # without that reason: a new run
+
+
 # --- where to go on ---
 
 def checkpoint(folder, step, state="{}"):
@@ -262,20 +391,20 @@ def checkpoint(folder, step, state="{}"):
 
 def test_resume_point_is_the_last_whole_checkpoint(tmp_path):
     folder = tmp_path / "state"
-    assert trainer.resume_point(folder, {"a": 1}) is None
+    assert data.resume_point(folder, {"a": 1}) is None
     checkpoint(folder, 20)
     checkpoint(folder, 100)
     checkpoint(folder, 120, None)
     checkpoint(folder, 140, '{"half')
-    assert trainer.resume_point(folder, {"a": 1}) == str(folder / "checkpoint-100")
+    assert data.resume_point(folder, {"a": 1}) == str(folder / "checkpoint-100")
     assert {f.name for f in folder.glob("checkpoint-*")} == {"checkpoint-20", "checkpoint-100"}
 
 
 def test_run_with_other_settings_does_not_go_on(tmp_path):
     folder = tmp_path / "state"
-    trainer.resume_point(folder, {"a": 1})
+    data.resume_point(folder, {"a": 1})
     checkpoint(folder, 20)
-    assert trainer.resume_point(folder, {"a": 2}) is None
+    assert data.resume_point(folder, {"a": 2}) is None
     assert not list(folder.glob("checkpoint-*"))
 
 
@@ -414,7 +543,8 @@ def test_trl_has_the_attributes_that_we_read(two_steps):
 
 def test_nothing_of_trl_is_overridden_but_what_is_tested_here():
     own = {name for name in vars(KnowledgeGRPOTrainer) if not name.startswith("__")}
-    assert own & set(dir(GRPOTrainer)) == {"log"}
+    assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step",
+                                           "_get_per_token_logps_and_entropies"}
 
 
 def test_trl_is_the_pinned_version():

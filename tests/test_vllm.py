@@ -112,7 +112,7 @@ def trained(questions, retriever, tmp_path_factory):
     run = Watched(
         model, retriever=retriever, limits=profile.limits, system_prompt=profile.system_prompt, folder=folder,
         args=config, processing_class=tokenizer, peft_config=models.lora_config(profile),
-        train_dataset=trainer.training_set(questions["train"][:200]))
+        train_dataset=data.training_set(questions["train"][:200]))
     vllm, told = run.vllm_generation, []
     # A CPU has no sleep mode: stand-ins note when it would sleep and wake.
     vllm.enable_sleep_mode, vllm._llm_weights_sleeping = True, True
