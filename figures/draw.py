@@ -30,6 +30,33 @@ def bench_agent(rows: pd.DataFrame):
     return figure
 
 
+def micro_batches(forecasts: pd.DataFrame, bench: pd.DataFrame):
+    """A batch in one pass beside parts of at most `tokens_per_micro_batch`: memory, and time."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3))
+    whole = forecasts[forecasts["run"] == "eight rows"]
+    parts = forecasts[(forecasts["run"] == "7b") & (forecasts["gpu_gib"] == 80)]
+    for rows, label, style in ((whole, "8 rows in one pass", "-o"), (parts, "parts of 8,704 tokens", "--s")):
+        axes[0].plot(rows["response_tokens"], rows["training_gib"], style, markersize=3, label=label)
+    axes[0].set_xscale("log", base=2)
+    axes[0].set(title="7B, simulated", xlabel="tokens of a response", ylabel="GiB", ylim=(0, None))
+    for (way, rows), style in zip(bench.groupby("way", sort=False), ("-o", "--s")):
+        rows = rows[rows["lengths"] == "mixed"]
+        axes[1].plot(rows["mean_tokens"], rows["peak_mib"], style, markersize=3,
+                     label="one pass" if way == "trl" else "in parts of 4,096 tokens")
+    axes[1].set(title="tiny, mixed lengths, measured", xlabel="mean tokens of a response", ylabel="MiB",
+                ylim=(0, None))
+    seconds = bench.pivot(index=["lengths", "mean_tokens"], columns="way", values="seconds")
+    ratio = seconds["parts"] / seconds["trl"]
+    for n, kind in enumerate(("equal", "mixed")):
+        axes[2].bar([i + 0.4 * n - 0.2 for i in range(3)], ratio[kind], 0.38, label=f"{kind} lengths")
+    axes[2].axhline(1, color=plots.GREY, linewidth=1)
+    axes[2].set_xticks(range(3), ratio["equal"].index)
+    axes[2].set(title="tiny, time, measured", xlabel="mean tokens of a response", ylabel="one pass = 1")
+    for ax, where in zip(axes, ("upper left", "upper left", "center right")):
+        ax.legend(fontsize=8, loc=where)
+    return figure
+
+
 def stages(scores: pd.DataFrame):
     """One panel a metric, one bar a stage of training, with 95 % intervals.
 
@@ -58,6 +85,9 @@ def main() -> None:
     drawn = {"before_after": plots.before_after(rows), "six_panels": plots.six_panels(logs),
              "lengths": plots.lengths(next(iter(logs.values()))),
              "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
+             "memory_7b": plots.memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),
+             "micro_batches": micro_batches(pd.read_csv(REFERENCE / "forecasts.csv"),
+                                            pd.read_csv(REFERENCE / "bench_training.csv")),
              "smol_2wiki": stages(pd.read_csv(REFERENCE / "smol_2wiki_scores.csv"))}
     for name, figure in drawn.items():
         print(plots.save_fig(figure, REPO, name).relative_to(REPO))

@@ -73,8 +73,18 @@ def by_type(predictions: list[dict]) -> list[dict]:
     types = sorted({p["type"] for p in predictions})
     groups = [(t, [p for p in predictions if p["type"] == t]) for t in types] + [("all", predictions)]
     keys = ("em", "f1", "format", "searches", "sampled_length", "retrieved_length")
-    return [{"type": name, "questions": len(rows), **{k: mean(rows, k) for k in keys}}
-            for name, rows in groups]
+    return [{"type": name, "questions": len(rows), **{k: mean(rows, k) for k in keys},
+             "truncated": truncation(rows)[0]} for name, rows in groups]
+
+
+def truncation(predictions: list[dict]) -> tuple[float, float]:
+    """Share of conversations that a limit cut off, and the exact match of the others.
+
+    A limit that is too tight looks like a model that is wrong; these two tell them apart.
+    """
+    whole = [p for p in predictions if p["stop"] not in ("truncated", "prompt_too_long")]
+    cut = 1 - len(whole) / len(predictions) if predictions else float("nan")
+    return cut, mean(whole, "em")
 
 
 def mean(predictions: list[dict], key: str) -> float:
@@ -118,5 +128,7 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
                 f"response_length_{when}": mean(test, "sampled_length"),
                 f"retrieved_length_{when}": mean(test, "retrieved_length"),
                 f"format_{when}": mean(test, "format"),
+                f"truncated_{when}": truncation(test)[0],
+                f"em_not_truncated_{when}": truncation(test)[1],
                 f"by_type_{when}": by_type(test + single)}
     return out

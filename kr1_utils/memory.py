@@ -252,6 +252,11 @@ def config_of(model: str):
     return AutoConfig.from_pretrained(shipped if shipped.is_file() else locate(model))
 
 
+def count_parameters(model: str) -> int:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config_of(model)).num_parameters()
+
+
 def step_of(profile: Profile, response_tokens: int, zero: int = 0, num_gpus: int = 1) -> Step:
     """The largest forward and backward pass of a profile whose responses all have this length."""
     rows, half = profile.grpo["per_device_train_batch_size"], profile.grpo["bf16"]
@@ -275,8 +280,7 @@ def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float
     a_token *= 2 if profile.grpo["bf16"] else 4
     if profile.grpo.get("use_vllm"):
         parts["vLLM"] = profile.grpo["vllm_gpu_memory_utilization"] * gpu_gib
-        with torch.device("meta"):
-            weights = 2 * AutoModelForCausalLM.from_config(config).num_parameters() / GIB
+        weights = 2 * count_parameters(profile.model) / GIB
         free = parts["vLLM"] - weights - 1  # a GiB to compute in
         return parts, int(free / a_token) if sum(parts.values()) + OVERHEAD_GIB <= gpu_gib else 0
     rows = profile.grpo["per_device_train_batch_size"] * profile.grpo["gradient_accumulation_steps"]

@@ -74,6 +74,50 @@ def lengths(log: pd.DataFrame):
     return figure
 
 
+def memory_over_length(forecasts: pd.DataFrame):
+    """GPU memory over the length of a response: the original's run, and ours, each below its GPU's size.
+
+    Args:
+        forecasts: columns `run`, `gpu_gib`, `response_tokens`, `training_gib`, `sampling_gib`.
+    """
+    shown = [("original", 40), ("7b-4bit", 24), ("7b", 40), ("7b", 80)]
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.6), sharex=True, sharey=True)
+    for ax, (run, gpu) in zip(axes, shown):
+        part = forecasts[(forecasts["run"] == run) & (forecasts["gpu_gib"] == gpu)]
+        ax.plot(part["response_tokens"], part["training_gib"], color=BLUE, label="a training step")
+        ax.plot(part["response_tokens"], part["sampling_gib"], ":", color=ORANGE, lw=2, label="sampling")
+        ax.axhline(gpu, color="black", linewidth=0.8, linestyle="--", label="the GPU")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([512, 2048, 8192], ["512", "2k", "8k"])
+        ax.set(title=f"{run}, {gpu} GiB", ylim=(0, 85))
+    figure.supxlabel("tokens of one response", fontsize=9)
+    axes[0].set_ylabel("GiB (simulated)")
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def memory_timeline(timeline: list[tuple[str, dict]]):
+    """One training step from left to right: what is alive in GPU memory, stacked by what it is for.
+
+    Args:
+        timeline: [(phase, {label: bytes})] of `memory.forecast`.
+    """
+    table = pd.DataFrame([live for _, live in timeline]).fillna(0.0) / 2**20
+    table = table.loc[:, table.max() > 0.001 * table.to_numpy().max()]
+    figure, ax = plt.subplots(figsize=(7, 2.8))
+    colors = plt.get_cmap("Blues")([0.2 + 0.75 * i / max(1, len(table.columns) - 1)
+                                    for i in range(len(table.columns))])
+    ax.stackplot(range(len(table)), table.T, labels=table.columns, colors=colors, edgecolor="white", lw=0.3)
+    phases = [phase for phase, _ in timeline]
+    for phase in dict.fromkeys(phases):
+        ax.axvline(phases.index(phase), color="black", linewidth=0.6, linestyle=":")
+        ax.text(phases.index(phase), ax.get_ylim()[1], f" {phase}", fontsize=8, va="top")
+    ax.set(ylabel="MiB alive (simulated)", xticks=[], xlabel="one training step →")
+    handles, labels = ax.get_legend_handles_labels()
+    ax.legend(handles[::-1], labels[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def before_after(rows: pd.DataFrame, label: str = "exact match"):
     """Grouped bars with 95 % intervals.
 

@@ -108,6 +108,13 @@ def test_predictions_can_be_written_as_json_lines(predictions, tmp_path):
     assert data.read_jsonl(tmp_path / "p.jsonl") == predictions
 
 
+def test_what_a_limit_cut_off_is_counted_apart():
+    rows = [{"em": 1.0, "stop": "answer"}, {"em": 0.0, "stop": "no_answer"}, {"em": 0.0, "stop": "truncated"},
+            {"em": 0.0, "stop": "prompt_too_long"}]
+    assert evaluation.truncation(rows) == (0.5, 0.5)
+    assert all(math.isnan(x) for x in evaluation.truncation([]))
+
+
 def test_by_type_has_a_row_a_type_and_one_of_all(predictions):
     rows = {r["type"]: r for r in by_type(predictions)}
     assert set(rows) == {"", "compositional", "single", "all"}

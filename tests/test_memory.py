@@ -3,9 +3,11 @@
 import copy
 import json
 import re
+import runpy
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from peft import get_peft_model
@@ -115,6 +117,28 @@ def test_the_table_in_readme_is_what_is_forecast():
         assert f"{sum(result['breakdown'].values()):.1f}" == training
         assert f"{sum(result['sampling'].values()):.1f}" == sampled
         assert name == "7b" or result["longest_response_tokens"] == int(longest.replace(",", ""))
+
+
+def test_shipped_forecasts_are_what_is_simulated():
+    made = runpy.run_path(str(profiles.REPO / "data" / "reference" / "forecasts.py"))
+    table = pd.read_csv(profiles.REPO / "data" / "reference" / "forecasts.csv")
+    for run, simulated in (("original", made["original"]), ("eight rows", made["eight_rows"])):
+        shipped = table[table["run"] == run].set_index("response_tokens")["training_gib"]
+        assert simulated(1024) == pytest.approx(shipped[1024], abs=0.01)
+    theirs = table[table["run"] == "original"]
+    assert theirs[theirs["response_tokens"] == 270]["training_gib"].item() < 40
+    fits = theirs[theirs["training_gib"] <= 40]["response_tokens"].max()
+    assert f"{fits:,}" in (profiles.REPO / "README.md").read_text(encoding="utf-8")
+    ours = table[table["run"].isin(["7b", "7b-4bit"])]
+    needs = ours[["training_gib", "sampling_gib"]].max(axis=1)
+    assert (needs <= ours["gpu_gib"])[(ours["run"] == "7b") | (ours["response_tokens"] <= 8192)].all()
+
+
+def test_a_budget_keeps_the_peak_where_it_is_while_responses_grow():
+    config, profile = memory.config_of("data/tiny-lm"), resolve("tiny", {"tokens_per_micro_batch": 4096})
+    whole = resolve("tiny")
+    peaks = {n: [simulate(config, memory.step_of(p, n)).peak for p in (whole, profile)] for n in (100, 700)}
+    assert peaks[700][0] > 1.9 * peaks[100][0] and peaks[700][1] < 1.1 * peaks[100][1]
 
 
 def test_known_figures_of_7b():

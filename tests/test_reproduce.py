@@ -38,6 +38,34 @@ def test_bad_input_ends_in_one_sentence_before_any_work(words, sentence, tmp_pat
     assert not (tmp_path / "out" / "01.ipynb").exists()
 
 
+@pytest.mark.parametrize("name, gpu, words", [
+    ("7b", "80", ["per_device_train_batch_size = 64", "generation_batch_size = 64", "bf16 = True", "r = 16",
+                  "gpu_memory_utilization = 0.45", "max_completion_length = 8192", "15.2 GB", "yours"]),
+    ("7b-4bit", "24", ["four_bit = True", "transformers samples", "packed"]),
+    ("1.5b", "24", ["Qwen2.5-1.5B-Instruct: 3.1 GB", "max_model_length = 4608"]),
+    ("tiny", "8", ["here already", "no vLLM", "data/miniwiki/passages.jsonl"])])
+def test_dry_run_says_what_it_takes_and_touches_nothing(name, gpu, words, tmp_path):
+    def files():
+        return {f: f.stat().st_mtime_ns for f in profiles.REPO.rglob("*")
+                if not {"__pycache__", ".git"} & set(f.parts) and ".cache" not in f.name}
+
+    before = files()
+    done = call("--profile", name, "--dry-run", "--gpu-gib", gpu, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in [*words, "estimated, not measured", "It fits", "simulated"])
+    assert files() == before and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--set", "max_response_tokens=1000"], "smaller than one turn"),
+    (["--set", "tokens_per_micro_batch=8000"], "less than one row"),
+    (["--set", "overlong_tokens=9000"], "must be fewer"),
+    (["--gpu-gib", "23"], "Unknown GPU size 23")])
+def test_dry_run_refuses_what_a_run_would(words, sentence):
+    done = call("--profile", "7b", "--dry-run", *words)
+    assert done.returncode == 2 and sentence in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
 def test_an_unknown_argument_is_refused():
     done = call("--profil-e", "tiny")
     assert done.returncode == 2 and "unrecognized arguments" in done.stderr

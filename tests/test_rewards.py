@@ -2,6 +2,8 @@
 
 import pytest
 
+from kr1_utils import rewards
+from kr1_utils.profiles import resolve
 from kr1_utils.protocol import parse_turn
 from kr1_utils.rewards import accuracy_reward, exact_match, format_reward, format_score, normalize_answer
 
@@ -50,3 +52,13 @@ def test_reward_functions_give_one_number_a_trajectory_and_ignore_other_columns(
 def test_columns_of_different_lengths_are_refused():
     with pytest.raises(ValueError):
         accuracy_reward(answer=["b", "b"], golden_answers=[["b"]])
+
+
+def test_the_last_tokens_before_the_limit_cost_reward_where_asked():
+    functions, weights = rewards.reward_functions(resolve("tiny", {"accuracy_weight": 2.0}))
+    assert functions == [rewards.accuracy_reward, rewards.format_reward] and weights == [2.0, 1.0]
+    profile = resolve("tiny", {"overlong_tokens": 200})
+    *_, overlong = rewards.reward_functions(profile)[0]
+    most = profile.limits.max_response_tokens
+    lengths = (10, most - 200, most - 100, most)
+    assert overlong(completion_ids=[[1] * n for n in lengths]) == [0.0, 0.0, -0.5, -1.0]

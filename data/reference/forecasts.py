@@ -1,0 +1,54 @@
+"""Writes forecasts.csv: the GPU memory of training Qwen2.5-7B over the length of its responses.
+
+Simulated by kr1_utils.memory, in about ten minutes on one core: `python data/reference/forecasts.py`.
+"""
+
+import pandas as pd
+
+from kr1_utils import memory
+from kr1_utils.data import write_text
+from kr1_utils.memory import GIB, OVERHEAD_GIB, PROMPT_TOKENS, Step, simulate
+from kr1_utils.models import lora_config
+from kr1_utils.profiles import REPO, resolve
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+CONFIG = memory.config_of("Qwen/Qwen2.5-7B-Instruct")
+LORA = lora_config(resolve("7b"))
+
+
+def gib(step: Step) -> float:
+    return simulate(CONFIG, step).peak / GIB + OVERHEAD_GIB
+
+
+def original(tokens: int) -> float:
+    """All weights on ZeRO-3 over 7 GPUs, one trajectory on each, logits of all tokens at once."""
+    return gib(Step(1, PROMPT_TOKENS + tokens, chunked=False, zero=3, num_gpus=7, autocast=False))
+
+
+def eight_rows(tokens: int) -> float:
+    """What TRL does with a batch of eight: all rows in one pass, as wide as the longest."""
+    return gib(Step(8, PROMPT_TOKENS + tokens, padded=True, lora=LORA))
+
+
+def rows():
+    """(run, GPU in GiB, response tokens, GiB while training, GiB while sampling)"""
+    room = (40 - OVERHEAD_GIB) * GIB
+    last = memory._longest(lambda n: (original(n) - OVERHEAD_GIB) * GIB, 8192, room, 16384)
+    for tokens in sorted([270, 600, last, last + 200, *LENGTHS]):
+        yield "original", 40, tokens, original(tokens), None
+    for tokens in LENGTHS:
+        yield "eight rows", 80, tokens, eight_rows(tokens), None
+    for name, sizes in (("7b", (40, 80)), ("7b-4bit", (24,))):
+        profile = resolve(name)
+        for tokens in LENGTHS:
+            live = simulate(CONFIG, memory.step_of(profile, tokens))
+            for size in sizes:
+                sampled, _ = memory.sampling(CONFIG, profile, live.at_peak, PROMPT_TOKENS + tokens, size)
+                yield name, size, tokens, live.peak / GIB + OVERHEAD_GIB, sum(sampled.values()) + OVERHEAD_GIB
+
+
+if __name__ == "__main__":
+    columns = ["run", "gpu_gib", "response_tokens", "training_gib", "sampling_gib"]
+    table = pd.DataFrame(rows(), columns=columns).round(2)
+    write_text(REPO / "data" / "reference" / "forecasts.csv", table.to_csv(index=False))
+    print(table.to_string(index=False))
