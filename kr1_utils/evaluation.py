@@ -1,36 +1,103 @@
-"""Owns scores: exact match and F1 of answers, recall of retrieval, bootstrap intervals, summaries."""
+"""Owns scores: of answers as three papers define them, recall of retrieval, bootstrap intervals, summaries.
+
+`python -m kr1_utils.evaluation predictions.jsonl --questions questions.jsonl` scores anyone's predictions;
+with two files it compares them question by question.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import string
+import sys
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 
 from kr1_utils import protocol
 from kr1_utils.agent import Trajectory, rollout
+from kr1_utils.data import load_questions, read_jsonl
 from kr1_utils.profiles import Limits
 from kr1_utils.rewards import exact_match, format_score, normalize_answer
 
 _CLOSED = {"yes", "no", "noanswer"}
+_BLANKS = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
 
-def f1_score(prediction: str | None, golden_answers: list[str]) -> float:
+def f1_score(prediction: str | None, golden_answers: list[str], normalize=normalize_answer) -> float:
     """Token F1, the best over the gold answers; 0 where one side is yes, no or noanswer and they differ.
 
     As in the 2WikiMultihopQA evaluation script (Ho et al., 2020); a missing prediction scores 0.
     """
-    return max((_f1(prediction or "", g) for g in golden_answers), default=0.0)
+    p, best = normalize(prediction or ""), 0.0
+    for g in map(normalize, golden_answers):
+        common = sum((Counter(p.split()) & Counter(g.split())).values())
+        if common and (p == g or not {p, g} & _CLOSED):
+            precision, recall = common / len(p.split()), common / len(g.split())
+            best = max(best, 2 * precision * recall / (precision + recall))
+    return best
 
 
-def _f1(prediction: str, gold: str) -> float:
-    p, g = normalize_answer(prediction), normalize_answer(gold)
-    if p != g and (p in _CLOSED or g in _CLOSED):
-        return 0.0
-    common = sum((Counter(p.split()) & Counter(g.split())).values())
-    if not common:
-        return 0.0
-    precision, recall = common / len(p.split()), common / len(g.split())
-    return 2 * precision * recall / (precision + recall)
+def sub_em(prediction: str | None, golden_answers: list[str]) -> float:
+    """Search-R1's sub-string match: a normalized gold answer stands somewhere in the prediction."""
+    text = normalize_answer(prediction or "")
+    return float(prediction is not None and any(normalize_answer(g) in text for g in golden_answers))
+
+
+def normalize_r1(text: str) -> str:
+    """R1-Searcher's: blanks for punctuation, and True and False are yes and no (Song et al., 2025,
+    https://arxiv.org/abs/2503.05592, its evaluation script)."""
+    return normalize_answer({"True": "yes", "False": "no"}.get(text, text).translate(_BLANKS))
+
+
+def em_r1(prediction: str | None, golden_answers: list[str]) -> float:
+    """Exact match after R1-Searcher's normalizer."""
+    return float(prediction is not None and normalize_r1(prediction) in map(normalize_r1, golden_answers))
+
+
+def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
+    """R1-Searcher's cover match: every word of a gold answer is one of the prediction's, in any order."""
+    words = set(normalize_r1(prediction or "").split(" "))
+    return float(prediction is not None and any(words.issuperset(normalize_r1(g).split(" "))
+                                                for g in golden_answers))
+
+
+SCORERS = {  # as published: each of (prediction or None, gold answers)
+    "2wiki": {"em": exact_match, "f1": f1_score},
+    "search_r1": {"em": exact_match, "sub_em": sub_em},
+    "r1_searcher": {"em": em_r1, "f1": lambda p, g: f1_score(p, g, normalize_r1), "cover_em": cover_em},
+}
+
+
+def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFrame:
+    """Every published score of every question; where there is no prediction, all are 0.
+
+    Args:
+        predictions: `{"id", "prediction"}`; null or absent is missing. `searches` is kept.
+
+    Returns:
+        a row a question: `type`, `searches`, `missing`, and a column (scorer, metric) each.
+
+    Raises:
+        ValueError: for an id that no question has or that comes twice, or a prediction that is not text.
+    """
+    known, said = {q["id"] for q in questions}, {}
+    for number, p in enumerate(predictions, 1):
+        if p.get("id") not in known or p["id"] in said:
+            raise ValueError(f"Prediction {number} has the id {p.get('id')!r}, which "
+                             f"{'comes twice' if p.get('id') in known else 'no question has'}.")
+        if not isinstance(p.get("prediction"), str | None):
+            raise ValueError(f"Prediction {number} must be text or null, not {p['prediction']!r}.")
+        said[p["id"]] = p
+    rows = []
+    for q in questions:
+        p, golden = said.get(q["id"], {}), q["golden_answers"]
+        scores = {(name, metric): of(p.get("prediction"), golden)
+                  for name, metrics in SCORERS.items() for metric, of in metrics.items()}
+        rows.append({"type": q.get("type") or "all", "searches": p.get("searches"),
+                     "missing": p.get("prediction") is None, **scores})
+    return pd.DataFrame(rows)
 
 
 def score(t: Trajectory) -> dict:
@@ -132,3 +199,59 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
                 f"em_not_truncated_{when}": truncation(test)[1],
                 f"by_type_{when}": by_type(test + single)}
     return out
+
+
+def report(tables: list[pd.DataFrame]) -> dict:
+    """Means with 95 % intervals of what `score_answers` gave, by type and number of searches; of two
+    tables also what the second gains, question by question (paired bootstrap)."""
+    def of(table: pd.DataFrame) -> dict:
+        out: dict = {name: {} for name in SCORERS}
+        for name, metric in [c for c in table if isinstance(c, tuple)]:
+            middle, low, high = bootstrap(table[(name, metric)])
+            out[name] |= {metric: middle, f"{metric}_interval": [low, high]}
+        return out
+
+    one = tables[-1]
+    result = {"questions": len(one), "missing": int(one["missing"].sum()), "scorers": of(one)}
+    for by in ("type", "searches"):
+        result[f"by_{by}"] = {str(k): {"questions": len(t), **of(t)} for k, t in one.groupby(by)}
+    if len(tables) == 2:
+        scores = [t[[c for c in t if isinstance(c, tuple)]] for t in tables]
+        result["gain"] = of(scores[1] - scores[0])
+    return result
+
+
+def show(result: dict) -> str:
+    """A report as text: a row a group of questions, a column a score."""
+    groups = {"all": result["scorers"]} | {
+        f"{by[3:]} {key} ({part['questions']})": part for by in ("by_type", "by_searches")
+        for key, part in result[by].items()}
+    if "gain" in result:
+        groups["second less first"] = result["gain"]
+    table = {label: {f"{name} {metric}": "{:.3f} ({:.2f} to {:.2f})".format(
+                 part[name][metric], *part[name][f"{metric}_interval"])
+             for name, metrics in SCORERS.items() for metric in metrics} for label, part in groups.items()}
+    return (f"{result['questions']} questions, {result['missing']} without a prediction; 95 % intervals\n"
+            + pd.DataFrame(table).T.to_string())
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kr1_utils.evaluation", description=__doc__)
+    parser.add_argument("predictions", nargs="+", help="one JSONL file, or two to compare")
+    parser.add_argument("--questions", required=True, help="JSONL with id, question, golden_answers")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    try:
+        if len(args.predictions) > 2:
+            raise ValueError(f"One or two files of predictions can be scored, not {len(args.predictions)}.")
+        questions = load_questions(args.questions)
+        result = report([score_answers(read_jsonl(f), questions) for f in args.predictions])
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(result) if args.json else show(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,10 @@
 """Scores as published scorers count them, and the numbers of a summary."""
 
+import json
 import math
 import os
+import re
+from random import Random
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from kr1_utils import data, evaluation
 from kr1_utils.agent import ScriptedEngine
-from kr1_utils.evaluation import answer_recall, bootstrap, by_type, f1_score, title_recall
+from kr1_utils.evaluation import SCORERS, answer_recall, bootstrap, by_type, f1_score, title_recall
 from kr1_utils.profiles import REPO, Limits
 from kr1_utils.retriever import Retriever
 from kr1_utils.rewards import exact_match
@@ -106,6 +109,137 @@ def test_evaluation_scores_each_question_in_order(predictions):
 def test_predictions_can_be_written_as_json_lines(predictions, tmp_path):
     data.write_jsonl(tmp_path / "p.jsonl", predictions)
     assert data.read_jsonl(tmp_path / "p.jsonl") == predictions
+
+
+# --- the published scorers, each written once more from its definition ---
+
+def plain(text, blanks=False):
+    """Lower case, no punctuation (or blanks for it), no articles, single blanks; letter by letter."""
+    marks = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" + ("‘’´" if blanks else "")
+    letters = [(" " if blanks else "") if c in marks else c for c in text.lower()]
+    return " ".join(re.sub(r"\b(?:an|a|the)\b", " ", "".join(letters)).split())
+
+
+def official(prediction, golden):
+    """(EM, F1) as 2WikiMultihopQA's script gives them, the best over the gold answers."""
+    if prediction is None:
+        return 0.0, 0.0
+    best_em = best_f1 = 0.0
+    for gold in golden:
+        p, g = plain(prediction), plain(gold)
+        best_em = max(best_em, float(p == g))
+        if p != g and ("yes" in (p, g) or "no" in (p, g) or "noanswer" in (p, g)):
+            continue
+        rest, common = g.split(), 0
+        for word in p.split():
+            if word in rest:
+                rest.remove(word)
+                common += 1
+        if common:
+            a, b = common / len(p.split()), common / len(g.split())
+            best_f1 = max(best_f1, 2 * a * b / (a + b))
+    return best_em, best_f1
+
+
+PIECES = ["the", "The", "a", "an", "yes", "no", "Yes.", "No!", "noanswer", "True", "False", "Zürich", "Ωmega",
+          "東京",
+          "O'Neil", "O’Neil", "12", "1,234", "3.5", "12 March 1931", "St.", "-", "—", "_", "A. B.", "",
+          " ", "\t", "and", "theatre", "Anna", "ﬁ", "İstanbul", "é", "e\u0301", "...", "(band)"]
+
+
+def tricky(random):
+    return random.choice(["", " ", "  "]).join(random.choices(PIECES, k=random.randint(0, 5)))
+
+
+def test_the_official_scorer_is_what_its_definition_says_on_10000_tricky_pairs():
+    random, equal = Random(1), 0
+    for _ in range(10_000):
+        golden = [tricky(random) for _ in range(random.randint(1, 3))]
+        prediction = random.choice([None, random.choice(golden).upper(), tricky(random), tricky(random)])
+        em, f1 = official(prediction, golden)
+        assert SCORERS["2wiki"]["em"](prediction, golden) == em, (prediction, golden)
+        assert SCORERS["2wiki"]["f1"](prediction, golden) == f1, (prediction, golden)
+        equal += em
+    assert 1000 < equal < 9000  # pairs of both kinds
+
+
+def test_the_other_scorers_are_what_their_definitions_say():
+    random, names, said = Random(2), {"True": "yes", "False": "no"}, set()
+    for _ in range(5_000):
+        golden, prediction = [tricky(random)], random.choice([None, tricky(random), tricky(random)])
+        sub = prediction is not None and plain(golden[0]) in plain(prediction)
+        r1 = [plain(names.get(x or "", x or ""), True) for x in (prediction, golden[0])]
+        cover = prediction is not None and all(w in r1[0].split(" ") for w in r1[1].split(" "))
+        assert SCORERS["search_r1"]["sub_em"](prediction, golden) == sub, (prediction, golden)
+        assert SCORERS["r1_searcher"]["cover_em"](prediction, golden) == cover, (prediction, golden)
+        assert SCORERS["r1_searcher"]["em"](prediction, golden) == (prediction is not None and r1[0] == r1[1])
+        said.add((sub, cover))
+    assert len(said) >= 3
+
+
+@pytest.mark.parametrize("scorer, metric, prediction, gold, score", [
+    ("2wiki", "em", "O’Neil", "O Neil", 0), ("r1_searcher", "em", "O’Neil", "O Neil", 1),
+    ("search_r1", "sub_em", "It was Anna Berin, in 1931.", "Anna Berin", 1),
+    ("r1_searcher", "cover_em", "Berin, the painter Anna", "Anna Berin", 1),
+    ("search_r1", "sub_em", "Berin, the painter Anna", "Anna Berin", 0),
+    ("r1_searcher", "em", "True", "yes", 1), ("2wiki", "f1", "yes it is", "yes", 0)])
+def test_where_the_scorers_part(scorer, metric, prediction, gold, score):
+    assert SCORERS[scorer][metric](prediction, [gold]) == score
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Four questions; a first and a second file of predictions."""
+    golds = [["Anna"], ["1931"], ["yes"], ["Zürich", "Zurich"]]
+    data.write_jsonl(tmp_path / "q.jsonl", [
+        {"id": f"q{i}", "question": "?", "golden_answers": g, "type": "ab"[i % 2]}
+        for i, g in enumerate(golds)])
+    data.write_jsonl(tmp_path / "one.jsonl", [
+        {"id": "q0", "prediction": "Anna"}, {"id": "q1", "prediction": None}])
+    data.write_jsonl(tmp_path / "two.jsonl", [
+        {"id": f"q{i}", "prediction": p, "searches": i // 2}
+        for i, p in enumerate(["anna", "in 1931", "yes", "the Zurich"])])
+    return tmp_path
+
+
+def run(files, capsys, *words):
+    status = evaluation.main([*words, "--questions", str(files / "q.jsonl")])
+    return status, capsys.readouterr()
+
+
+def test_predictions_of_others_are_scored_side_by_side(files, capsys):
+    status, out = run(files, capsys, str(files / "two.jsonl"), "--json")
+    result = json.loads(out.out)
+    assert status == 0 and result["missing"] == 0
+    assert set(result["scorers"]) == {"2wiki", "search_r1", "r1_searcher"}
+    assert result["scorers"]["2wiki"]["em"] == 0.75 and result["scorers"]["search_r1"]["sub_em"] == 1.0
+    low, high = result["scorers"]["2wiki"]["em_interval"]
+    assert low < 0.75 <= high
+    assert result["by_type"]["a"]["2wiki"]["em"] == 1.0 and result["by_type"]["b"]["2wiki"]["em"] == 0.5
+    assert result["by_searches"]["1"]["questions"] == 2
+
+
+def test_a_missing_prediction_scores_nothing_and_is_counted(files, capsys):
+    result = json.loads(run(files, capsys, str(files / "one.jsonl"), "--json")[1].out)
+    assert result["missing"] == 3 and result["questions"] == 4
+    assert all(result["scorers"][s]["em"] == 0.25 for s in SCORERS)
+
+
+def test_two_files_are_compared_question_by_question(files, capsys):
+    status, out = run(files, capsys, str(files / "one.jsonl"), str(files / "two.jsonl"))
+    assert status == 0 and "second less first" in out.out and "0.500 (" in out.out
+    same = str(files / "two.jsonl")
+    result = json.loads(run(files, capsys, same, same, "--json")[1].out)
+    assert result["gain"]["2wiki"] == {"em": 0, "em_interval": [0, 0], "f1": 0, "f1_interval": [0, 0]}
+
+
+@pytest.mark.parametrize("line, words", [
+    ({"id": "q9", "prediction": "x"}, "'q9', which no question has"), ({"id": "q0"}, "comes twice"),
+    ({"id": "q1", "prediction": 12}, "must be text or null")])
+def test_bad_predictions_are_refused_with_a_sentence(files, capsys, line, words):
+    data.write_jsonl(files / "bad.jsonl", [{"id": "q0", "prediction": "x"}, line])
+    status, out = run(files, capsys, str(files / "bad.jsonl"))
+    assert status == 2 and words in out.err and "Prediction 2" in out.err
 
 
 def test_what_a_limit_cut_off_is_counted_apart():
