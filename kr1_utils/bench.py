@@ -113,21 +113,12 @@ def main(argv: list[str] | None = None) -> None:
     questions = questions_of(where, "test", args.questions)
     with contextlib.redirect_stdout(sys.stderr):  # what libraries print is not the result
         engines = agent(profile, questions, load_passages(where["passages"]), args.adapter)
+    table = pd.DataFrame([{"profile": profile.name, "questions": len(questions), "way": way, **row,
+                           "machine": machine()} for way, row in engines.items()])
     result = {"profile": profile.name, "questions": len(questions), "machine": machine(), "engines": engines}
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print(f"{profile.name}, {len(questions)} questions, {result['machine']}")
-        slowest = engines["one_by_one"]["questions_per_second"]
-        for way, row in engines.items():
-            print(f"{way:>10}: {row['questions_per_second']:8.2f} questions/s "
-                  f"({row['questions_per_second'] / slowest:5.1f} ×), "
-                  f"{row['tokens_computed_per_question']:6.0f} tokens computed a question, "
-                  f"{row['floor_ratio']:.2f} × the floor, {row['searches_per_question']:.2f} searches")
+    times = table["questions_per_second"] / table["questions_per_second"][0]
+    print(json.dumps(result) if args.json else table.assign(times=times).round(2).to_string(index=False))
     if args.csv:
-        rows = [{"profile": profile.name, "questions": len(questions), "way": way, **row,
-                 "machine": result["machine"]} for way, row in engines.items()]
-        table = pd.DataFrame(rows)
         if args.csv.is_file():  # other profiles stay
             before = pd.read_csv(args.csv)
             table = pd.concat([before[before["profile"] != profile.name], table])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import csv
+import gzip
 import io
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
 
@@ -22,74 +25,121 @@ LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
     "frac_reward_zero_std": "frac_reward_zero_std", "step_time": "step_time",
     "peak_memory_gib": "peak_memory_gib",
 }
+KINDS = ("jsonl", "json", "tsv", "jsonl.gz", "json.gz", "tsv.gz")  # of files in a folder of yours
 OUT_OF_MEMORY = "out_of_memory"  # a file beside the checkpoints of a run that stopped so
 LOWERED = ("max_response_tokens", "tokens_per_micro_batch", "overlong_tokens", "gradient_checkpointing",
            "vllm_gpu_memory_utilization", "vllm_max_model_length", "expected")
 
 
-def read_jsonl(file: str | os.PathLike) -> list[dict]:
-    """One dict a line; blank lines are passed over.
+def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
+    """The rows of a file, one at a time: JSONL, TSV with a header, or JSON with one list; each may be .gz.
+
+    Args:
+        source: a file; else a folder or hub id, of which `datasets` streams `split`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the first line that is not a JSON object.
+        FileNotFoundError: if there is no such file, folder or data set.
+        ValueError: naming the first line that can not be read.
     """
-    file = Path(file)
+    file = Path(source)
     if not file.is_file():
-        raise FileNotFoundError(f"No file {file}.")
-    rows = []
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:  # also UnicodeDecodeError
-                raise ValueError(f"{file}, line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}, line {number} is not a JSON object but {line[:40]!r}.")
-            rows.append(row)
-    return rows
+        if not file.is_dir() and (file.suffix or not re.fullmatch(r"[\w.-]+/[\w-]+", str(source))):
+            raise FileNotFoundError(f"No file {source}.")
+        try:
+            yield from load_dataset(str(source), split=split, streaming=True)
+            return
+        except (OSError, ValueError) as error:
+            raise FileNotFoundError(f"No data set {source} with a split {split!r}: {error}") from None
+    kind, number = file.name.removesuffix(".gz").rpartition(".")[2], 0
+    with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
+        try:
+            if kind == "json":
+                yield from json.load(lines)
+            elif kind == "tsv":
+                yield from csv.DictReader(io.TextIOWrapper(lines, "utf-8", newline=""), delimiter="\t")
+            else:
+                for line in lines:
+                    number += 1
+                    if line.strip():
+                        row = json.loads(line.decode("utf-8"))
+                        if not isinstance(row, dict):
+                            raise ValueError(f"not an object but {line[:40]!r}")
+                        yield row
+        except (ValueError, csv.Error) as error:  # also UnicodeDecodeError
+            at = f"{file}, line {number}" if number else file
+            raise ValueError(f"{at} is not {kind.upper()[:4]}: {error}") from None
 
 
-def load_passages(file: str | os.PathLike) -> list[dict]:
-    """Passages `{"id", "title", "text"}` from JSONL.
+def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
+    """Passages `{"id", "title", "text"}`, one at a time: so that 21 million never lie in memory.
+
+    Read are ours; DPR's psgs_w100.tsv (`id, text, title`); FlashRAG's and Search-R1's (`id, contents`, the
+    quoted title on its first line); and `{"title", "text"}`, numbered.
 
     Raises:
-        ValueError: if a line is bad (with its number) or there is none.
+        ValueError: naming the first row that is none of these.
     """
-    rows = read_jsonl(file)
-    if not rows:
-        raise ValueError(f"The corpus {file} is empty.")
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(read_rows(source, split), 1):
+        if isinstance(row.get("contents"), str):
+            title, _, text = row["contents"].partition("\n")
+            row = {"id": row.get("id"), "title": title.strip().strip('"'), "text": text.strip()}
+        elif "id" not in row:
+            row = {"id": str(number - 1), **row}
         for key in ("id", "title", "text"):
             if not isinstance(row.get(key), str):
-                raise ValueError(f"{file}, passage {number} has no text under {key!r}.")
+                raise ValueError(f"{source}, passage {number} has no text under {key!r}: it has "
+                                 f"{', '.join(row)}.")
+        yield row
+
+
+def load_passages(source: str | os.PathLike, split: str = "train") -> list[dict]:
+    """All passages of a source, see `read_passages`; a ValueError if there is none."""
+    rows = list(read_passages(source, split))
+    if not rows:
+        raise ValueError(f"The corpus {source} is empty.")
     return rows
 
 
-def load_questions(file: str | os.PathLike) -> list[dict]:
-    """Questions `{"id", "question", "golden_answers"}` from JSONL; other keys are kept.
+def _question(row: dict, number: int, aliases: dict[str, list[str]]) -> dict:
+    """One question from the columns it comes in, see `load_questions`."""
+    if "problem" in row:
+        row = {"id": str(number - 1), **row, "question": row["problem"]}
+    elif "_id" in row:
+        row = {"id": row["_id"], "question": row.get("question"), "type": row.get("type", ""),
+               "golden_answers": [row.get("answer"), *aliases.get(row.get("answer_id"), [])],
+               "supporting_titles": list(dict.fromkeys(t for t, _ in row.get("supporting_facts", [])))}
+    elif "type" in (row.get("metadata") or {}):
+        row = {"type": row["metadata"]["type"], **row}
+    return row
+
+
+def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict]:
+    """Questions `{"id", "question", "golden_answers"}`; `type`, `supporting_titles` and other keys are kept.
+
+    Read are ours and FlashRAG's; `hzy/kr1_2wiki`'s (`problem`, numbered); and 2WikiMultihopQA's own
+    (`_id, answer, supporting_facts, …`), whose aliases lie in id_aliases.json beside it.
 
     Raises:
         ValueError: if one has no question, no id or no golden answer, or an id comes twice.
     """
-    rows = read_jsonl(file)
-    if not rows:
-        raise ValueError(f"{file} holds no questions.")
-    seen = set()
-    for number, row in enumerate(rows, 1):
-        name = f"{file}, question {number}"
+    beside = Path(source).parent / "id_aliases.json"  # JSON lines, in spite of its name
+    with beside.open(encoding="utf-8") if beside.is_file() else io.StringIO() as lines:
+        aliases = {row["Q_id"]: row["aliases"] for row in map(json.loads, lines)}
+    rows: dict = {}
+    for number, row in enumerate(read_rows(source, split), 1):
+        row, name = _question(row, number, aliases), f"{source}, question {number}"
         if not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise ValueError(f"{name} has no text under 'question'.")
-        if "id" not in row or row["id"] in seen:
+            raise ValueError(f"{name} has no text under 'question': it has {', '.join(row)}.")
+        if "id" not in row or row["id"] in rows:
             raise ValueError(f"{name} has no id of its own: {row.get('id')!r}.")
         golden = row.get("golden_answers")
         if not isinstance(golden, list) or not golden or not all(isinstance(g, str) for g in golden):
             raise ValueError(f"{name} ({row['id']}) has no golden answers: "
                              "'golden_answers' must be a list of at least one text.")
-        seen.add(row["id"])
-    return rows
+        rows[row["id"]] = row
+    if not rows:
+        raise ValueError(f"{source} holds no questions.")
+    return list(rows.values())
 
 
 def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
@@ -114,11 +164,13 @@ def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
     folder = Path(data)
     if not folder.is_absolute() and not folder.is_dir():
         folder = REPO / data
-    if not (folder / "passages.jsonl").is_file():
+    found = {name: next((f for kind in KINDS if (f := folder / f"{name}.{kind}").is_file()), folder / name)
+             for name in ("passages", "train", "test", "test_single", "questions")}
+    questions = found.pop("questions")
+    if not found["passages"].is_file():
         raise FileNotFoundError(f"DATA={data}: no passages.jsonl in that folder.")
-    found = {n: folder / f"{n}.jsonl" for n in ("passages", "train", "test", "test_single")}
     if not found["test"].is_file():
-        found["test"] = folder / "questions.jsonl"
+        found["test"] = questions
         if profile.eval_questions and not found["train"].is_file():
             found["train"] = found["test"]
     return {n: f if f.is_file() else None for n, f in found.items()}

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kr1_utils import protocol
 from kr1_utils.agent import Trajectory, rollout
-from kr1_utils.data import load_questions, read_jsonl
+from kr1_utils.data import load_questions, read_rows
 from kr1_utils.profiles import Limits
 from kr1_utils.rewards import exact_match, format_score, normalize_answer
 
@@ -195,8 +195,7 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
                 f"response_length_{when}": mean(test, "sampled_length"),
                 f"retrieved_length_{when}": mean(test, "retrieved_length"),
                 f"format_{when}": mean(test, "format"),
-                f"truncated_{when}": truncation(test)[0],
-                f"em_not_truncated_{when}": truncation(test)[1],
+                f"truncated_{when}": truncation(test)[0], f"em_not_truncated_{when}": truncation(test)[1],
                 f"by_type_{when}": by_type(test + single)}
     return out
 
@@ -245,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         if len(args.predictions) > 2:
             raise ValueError(f"One or two files of predictions can be scored, not {len(args.predictions)}.")
         questions = load_questions(args.questions)
-        result = report([score_answers(read_jsonl(f), questions) for f in args.predictions])
+        result = report([score_answers(list(read_rows(f)), questions) for f in args.predictions])
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

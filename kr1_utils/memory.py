@@ -253,6 +253,7 @@ def config_of(model: str):
 
 
 def count_parameters(model: str) -> int:
+    """How many weights a model has, given its config (see `config_of`)."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config_of(model)).num_parameters()
 

@@ -1,7 +1,4 @@
-"""Owns the door to the fictional world, which lies beside its lists of words: data/miniwiki/world.py.
-
-Write the shipped world with `python -m kr1_utils.miniwiki`.
-"""
+"""Owns the door to the fictional world in data/miniwiki/world.py; run it to write the shipped one."""
 
 import runpy
 import sys

@@ -105,8 +105,7 @@ def memory_timeline(timeline: list[tuple[str, dict]]):
     table = pd.DataFrame([live for _, live in timeline]).fillna(0.0) / 2**20
     table = table.loc[:, table.max() > 0.001 * table.to_numpy().max()]
     figure, ax = plt.subplots(figsize=(7, 2.8))
-    colors = plt.get_cmap("Blues")([0.2 + 0.75 * i / max(1, len(table.columns) - 1)
-                                    for i in range(len(table.columns))])
+    colors = plt.get_cmap("Blues")([0.2 + 0.75 * i / len(table.columns) for i in range(len(table.columns))])
     ax.stackplot(range(len(table)), table.T, labels=table.columns, colors=colors, edgecolor="white", lw=0.3)
     phases = [phase for phase, _ in timeline]
     for phase in dict.fromkeys(phases):

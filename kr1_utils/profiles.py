@@ -8,12 +8,10 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 SYSTEM_PROMPT = (
-    "Answer the question with the help of Wikipedia. In every turn, first reason between <think> "
-    "and </think>. Then either search with a short query between <search> and </search>, or, once "
-    "you have read enough, give the answer in as few words as possible between <answer> and "
-    "</answer>. What a search finds comes back between <context> and </context>. Search for one "
-    "thing at a time."
-)
+    "Answer the question with the help of Wikipedia. In every turn, first reason between <think> and "
+    "</think>. Then either search with a short query between <search> and </search>, or, once you have "
+    "read enough, give the answer in as few words as possible between <answer> and </answer>. What a "
+    "search finds comes back between <context> and </context>. Search for one thing at a time.")
 PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
 
 

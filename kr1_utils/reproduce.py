@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import papermill
 import torch
 from papermill.exceptions import PapermillExecutionError
@@ -169,13 +170,11 @@ def dry_run(args: argparse.Namespace) -> str:
 
 def show(summary: dict) -> str:
     """The summary as a small text table: before, after."""
-    rows = [("", "before", "after")]
-    for label, key in (("exact match, multi-hop", "em"), ("exact match, single-hop", "em_single"),
-                       ("F1, multi-hop", "f1"), ("searches, multi-hop", "searches"),
-                       ("sampled tokens, multi-hop", "response_length")):
-        values = [summary.get(f"{key}_{when}") for when in ("before", "after")]
-        rows.append((label, *("–" if v is None else f"{v:.3f}" for v in values)))
-    return "\n".join(f"{a:28}{b:>10}{c:>10}" for a, b, c in rows)
+    rows = {"exact match, multi-hop": "em", "exact match, single-hop": "em_single", "F1, multi-hop": "f1",
+            "searches, multi-hop": "searches", "sampled tokens, multi-hop": "response_length"}
+    table = pd.DataFrame({when: {label: summary.get(f"{key}_{when}") for label, key in rows.items()}
+                          for when in ("before", "after")}, dtype=float)
+    return table.to_string(float_format="{:.3f}".format, na_rep="–")
 
 
 def main() -> int:

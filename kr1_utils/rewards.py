@@ -56,9 +56,8 @@ def format_reward(turns: list[list[Turn]], **_) -> list[float]:
 def reward_functions(profile: Profile) -> tuple[list, list[float]]:
     """The profile's reward functions and their weights.
 
-    With `overlong_tokens`, also DAPO's soft overlong punishment (Yu et al., 2025, section 3.4,
-    https://arxiv.org/abs/2503.14476): 0 until so many tokens are left to `max_response_tokens`, then
-    falling to −1 there, over the whole trajectory.
+    With `overlong_tokens`, also DAPO's soft overlong punishment (Yu et al., 2025, section 3.4, https://
+    arxiv.org/abs/2503.14476): 0 until so few tokens are left to `max_response_tokens`, falling to −1 there.
     """
     functions, weights = [accuracy_reward, format_reward], [profile.accuracy_weight, profile.format_weight]
     if profile.overlong_tokens:

@@ -28,8 +28,7 @@ from kr1_utils.profiles import Limits, Profile
 from kr1_utils.protocol import ChatFormat
 
 FIELDS = ("answer", "turns", "passages", "searches", "stop")  # what reward functions are given
-# What a part's loss is of its batch's, by loss type: TRL averages over rows, over tokens, or divides by a
-# number of tokens that belongs to the whole batch.
+# What a part's loss is of its batch's: TRL averages over rows or tokens, or divides by the whole's tokens.
 SHARES = {"grpo": "rows", "dr_grpo": "rows", "bnpo": "tokens", "dapo": "whole"}
 
 

@@ -1,5 +1,6 @@
 """Reading questions and passages, and the check of a notebook's parameters."""
 
+import gzip
 import json
 
 import pytest
@@ -38,6 +39,105 @@ def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_bytes(("\r\n" + lines(PASSAGE, {**PASSAGE, "text": "Łódź"})).replace("\n", "\r\n").encode())
     assert [p["text"] for p in data.load_passages(file)] == ["t", "Łódź"]
+
+
+# --- every format that questions and passages come in ---
+
+THREE = [("p1", "A \"B\" C", "First text."), ("p2", "Łódź", "Second, with\ttab."), ("p3", "C", "Third.")]
+
+
+def corpus_files(folder):
+    """The same three passages as DPR, FlashRAG and we write them, and as nothing but title and text."""
+    tsv = "id\ttext\ttitle\n" + "".join(
+        f'{i}\t"{text}"\t"{title.replace(chr(34), chr(34) * 2)}"\n' for i, title, text in THREE)
+    flash = lines(*({"id": i, "contents": f'"{title}"\n{text}'} for i, title, text in THREE))
+    own = [dict(zip(("id", "title", "text"), row)) for row in THREE]
+    for name, text in (("psgs_w100.tsv", tsv), ("flash.jsonl", flash), ("own.jsonl", lines(*own)),
+                       ("bare.json", json.dumps([{k: p[k] for k in ("title", "text")} for p in own]))):
+        (folder / name).write_text(text, encoding="utf-8")
+        with gzip.open(folder / f"{name}.gz", "wt", encoding="utf-8") as out:
+            out.write(text)
+        yield from (name, f"{name}.gz")
+
+
+def test_one_corpus_in_every_format_is_one_corpus(tmp_path):
+    for name in corpus_files(tmp_path):
+        read = data.load_passages(tmp_path / name)
+        assert [(p["title"], p["text"]) for p in read] == [row[1:] for row in THREE], name
+        assert [p["id"] for p in read] == (["0", "1", "2"] if "bare" in name else ["p1", "p2", "p3"]), name
+
+
+def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path):
+    file = tmp_path / "c.jsonl"
+    file.write_text(lines(PASSAGE, {**PASSAGE, "id": "r"}, "{"))
+    stream = data.read_passages(file)
+    assert [next(stream)["id"], next(stream)["id"]] == ["p", "r"]
+    with pytest.raises(ValueError, match="line 3 is not JSON"):
+        next(stream)
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("c.jsonl", '{"id": "1", "wiki": "x"}\n', "passage 1 has no text under 'title': it has id, wiki"),
+    ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "passage 1 has no text under 'title'"),
+    ("c.json", '[{"title": "a"', "c.json is not JSON"), ("c.jsonl", "null\n", "line 1 is not JSON")])
+def test_unknown_columns_and_broken_files_are_named(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        data.load_passages(tmp_path / name)
+
+
+def test_questions_of_knowledge_r1(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines({"problem": "Who?", "golden_answers": ["Anna"]},
+                          {"problem": "When?", "golden_answers": ["1"]}))
+    assert [(q["id"], q["question"], q["golden_answers"]) for q in data.load_questions(file)] == [
+        ("0", "Who?", ["Anna"]), ("1", "When?", ["1"])]
+
+
+def test_questions_of_2wikimultihopqa_with_their_aliases(tmp_path):
+    row = {"_id": "x1", "type": "comparison", "question": "Who?", "context": [["A", ["a"]]], "answer": "Anna",
+           "supporting_facts": [["A", 0], ["B", 1], ["A", 2]], "evidences": [], "answer_id": "Q1"}
+    (tmp_path / "dev.json").write_text(json.dumps([row, {**row, "_id": "x2", "answer_id": "Q2"}]))
+    (tmp_path / "id_aliases.json").write_text(lines({"Q_id": "Q1", "aliases": ["Ann", "A."], "demonyms": []}))
+    one, two = data.load_questions(tmp_path / "dev.json")
+    assert one["golden_answers"] == ["Anna", "Ann", "A."] and two["golden_answers"] == ["Anna"]
+    assert (one["id"], one["type"], one["supporting_titles"]) == ("x1", "comparison", ["A", "B"])
+
+
+def test_questions_of_2wikimultihopqa_without_an_answer_are_named(tmp_path):
+    (tmp_path / "test.json").write_text(json.dumps([{"_id": "x1", "question": "Who?"}]))
+    with pytest.raises(ValueError, match=r"question 1 \(x1\) has no golden answers"):
+        data.load_questions(tmp_path / "test.json")
+
+
+def test_questions_of_flashrag(tmp_path):
+    file = tmp_path / "q.jsonl"
+    file.write_text(lines({**QUESTION, "metadata": {"type": "inference", "hops": 2}}))
+    assert data.load_questions(file)[0]["type"] == "inference"
+
+
+def test_a_folder_of_a_data_set_is_read_through_datasets(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(lines({"problem": split, "golden_answers": ["a"]}))
+    assert data.load_questions(folder, "test")[0]["question"] == "test"
+    assert data.load_questions(folder)[0]["question"] == "train"
+
+
+def test_a_data_set_that_can_not_be_had_is_named(monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="nobody/nothing"):
+        data.load_questions("nobody/nothing", "test")
+
+
+def test_a_folder_of_yours_may_hold_any_of_these_files(tmp_path):
+    list(corpus_files(tmp_path))
+    (tmp_path / "psgs_w100.tsv.gz").rename(tmp_path / "passages.tsv.gz")
+    (tmp_path / "questions.json").write_text(json.dumps([QUESTION]))
+    where = data.sources(profiles.resolve("tiny"), str(tmp_path))
+    assert len(data.load_passages(where["passages"])) == 3 and where["train"] is None
+    assert data.questions_of(where, "test")[0]["id"] == "q"
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
@@ -110,7 +210,7 @@ def test_other_keys_of_a_question_are_kept(tmp_path):
 def test_written_rows_are_read_back_and_no_part_file_stays(tmp_path):
     file = tmp_path / "r.jsonl"
     data.write_jsonl(file, [{"a": "Łódź\n<b>"}, {"b": None}])
-    assert data.read_jsonl(file) == [{"a": "Łódź\n<b>"}, {"b": None}]
+    assert list(data.read_rows(file)) == [{"a": "Łódź\n<b>"}, {"b": None}]
     assert [f.name for f in tmp_path.iterdir()] == ["r.jsonl"]
 
 
@@ -119,7 +219,7 @@ def test_failed_write_leaves_the_old_file_whole(tmp_path):
     data.write_jsonl(file, [{"a": 1}])
     with pytest.raises(UnicodeEncodeError):
         data.write_text(file, "new\ud800")
-    assert data.read_jsonl(file) == [{"a": 1}]
+    assert list(data.read_rows(file)) == [{"a": 1}]
 
 
 def test_setup_resolves_the_profile_and_makes_the_output_folder(tmp_path):

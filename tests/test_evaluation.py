@@ -108,7 +108,7 @@ def test_evaluation_scores_each_question_in_order(predictions):
 
 def test_predictions_can_be_written_as_json_lines(predictions, tmp_path):
     data.write_jsonl(tmp_path / "p.jsonl", predictions)
-    assert data.read_jsonl(tmp_path / "p.jsonl") == predictions
+    assert list(data.read_rows(tmp_path / "p.jsonl")) == predictions
 
 
 # --- the published scorers, each written once more from its definition ---
@@ -313,7 +313,7 @@ def test_numbers_of_the_real_run_follow_from_its_predictions():
                "sampled tokens": "sampled_length"}
     ids = set()
     for stage in ("untouched", "cold start", "GRPO"):
-        rows = data.read_jsonl(files / f"smol_2wiki_{stage.lower().replace(' ', '_')}.jsonl")
+        rows = list(data.read_rows(files / f"smol_2wiki_{stage.lower().replace(' ', '_')}.jsonl"))
         ids.add(tuple(r["id"] for r in rows))
         for row in rows:
             assert row["em"] == exact_match(row["prediction"], row["golden_answers"])
@@ -325,7 +325,7 @@ def test_numbers_of_the_real_run_follow_from_its_predictions():
             assert tuple(told[["mean", "low", "high"]]) == pytest.approx(found, abs=1e-4)
             assert f"{told['mean']:.2f}" in (REPO / "README.md").read_text(encoding="utf-8")
     assert len(ids) == 1 and len(ids.pop()) == 100
-    before, after = (data.read_jsonl(files / f"smol_2wiki_{s}.jsonl") for s in ("cold_start", "grpo"))
+    before, after = (list(data.read_rows(files / f"smol_2wiki_{s}.jsonl")) for s in ("cold_start", "grpo"))
     gain = evaluation.bootstrap([b["em"] - a["em"] for a, b in zip(before, after, strict=True)], 2000, 42)
     assert gain == pytest.approx((0.08, 0.01, 0.15))
 
@@ -336,7 +336,7 @@ def test_most_right_answers_of_the_real_run_stand_in_the_question():
     asked = {q["id"]: evaluation.normalize_answer(q["question"])
              for q in data.load_questions(PACK / "questions.jsonl")}
     for stage, right in (("cold_start", (9, 1)), ("grpo", (17, 1))):
-        rows = data.read_jsonl(REPO / "data" / "reference" / f"smol_2wiki_{stage}.jsonl")
+        rows = list(data.read_rows(REPO / "data" / "reference" / f"smol_2wiki_{stage}.jsonl"))
         named = [any(evaluation.normalize_answer(g) in asked[r["id"]] for g in r["golden_answers"])
                  for r in rows]
         assert sum(named) == 40
