@@ -54,7 +54,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         try:
             if kind == "json":
-                yield from json.load(lines)
+                yield from (dict(row) for row in json.load(lines))
             elif kind == "tsv":
                 yield from csv.DictReader(io.TextIOWrapper(lines, "utf-8", newline=""), delimiter="\t")
             else:
@@ -65,9 +65,9 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
                         if not isinstance(row, dict):
                             raise ValueError(f"not an object but {line[:40]!r}")
                         yield row
-        except (ValueError, csv.Error) as error:  # also UnicodeDecodeError
-            at = f"{file}, line {number}" if number else file
-            raise ValueError(f"{at} is not {kind.upper()[:4]}: {error}") from None
+        except (ValueError, TypeError, EOFError, csv.Error) as error:  # also UnicodeDecodeError
+            at = f", line {number}" * (number > 0)
+            raise ValueError(f"{file}{at} is not {kind.upper()[:4]}: {error}") from None
 
 
 def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
@@ -82,22 +82,22 @@ def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[d
     for number, row in enumerate(read_rows(source, split), 1):
         if isinstance(row.get("contents"), str):
             title, _, text = row["contents"].partition("\n")
-            row = {"id": row.get("id"), "title": title.strip().strip('"'), "text": text.strip()}
+            title = title.strip().removeprefix('"').removesuffix('"')
+            row = {"id": str(row.get("id", number - 1)), "title": title, "text": text.strip()}
         elif "id" not in row:
             row = {"id": str(number - 1), **row}
         for key in ("id", "title", "text"):
             if not isinstance(row.get(key), str):
-                raise ValueError(f"{source}, passage {number} has no text under {key!r}: it has "
-                                 f"{', '.join(row)}.")
+                has = ", ".join(map(str, row))
+                raise ValueError(f"{source}, passage {number} has no text under {key!r}: it has {has}.")
         yield row
 
 
 def load_passages(source: str | os.PathLike, split: str = "train") -> list[dict]:
     """All passages of a source, see `read_passages`; a ValueError if there is none."""
-    rows = list(read_passages(source, split))
-    if not rows:
-        raise ValueError(f"The corpus {source} is empty.")
-    return rows
+    if rows := list(read_passages(source, split)):
+        return rows
+    raise ValueError(f"The corpus {source} is empty.")
 
 
 def _question(row: dict, number: int, aliases: dict[str, list[str]]) -> dict:
@@ -129,7 +129,7 @@ def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict
     for number, row in enumerate(read_rows(source, split), 1):
         row, name = _question(row, number, aliases), f"{source}, question {number}"
         if not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise ValueError(f"{name} has no text under 'question': it has {', '.join(row)}.")
+            raise ValueError(f"{name} has no text under 'question': it has {', '.join(map(str, row))}.")
         if "id" not in row or row["id"] in rows:
             raise ValueError(f"{name} has no id of its own: {row.get('id')!r}.")
         golden = row.get("golden_answers")

@@ -79,11 +79,21 @@ def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path)
 @pytest.mark.parametrize("name, text, words", [
     ("c.jsonl", '{"id": "1", "wiki": "x"}\n', "passage 1 has no text under 'title': it has id, wiki"),
     ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "passage 1 has no text under 'title'"),
-    ("c.json", '[{"title": "a"', "c.json is not JSON"), ("c.jsonl", "null\n", "line 1 is not JSON")])
+    ("c.tsv", "id\ttext\n1\ta\tb\tc\n", "passage 1 has no text under 'title'"),
+    ("c.json", '[{"title": "a"', "c.json is not JSON"), ("c.json", '["a"]', "c.json is not JSON"),
+    ("c.json", '[7]', "c.json is not JSON"), ("c.jsonl", "null\n", "line 1 is not JSON")])
 def test_unknown_columns_and_broken_files_are_named(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=words):
         data.load_passages(tmp_path / name)
+
+
+def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
+    list(corpus_files(tmp_path))
+    whole = (tmp_path / "own.jsonl.gz").read_bytes()
+    (tmp_path / "own.jsonl.gz").write_bytes(whole[:-12])
+    with pytest.raises(ValueError, match="own.jsonl.gz"):
+        data.load_passages(tmp_path / "own.jsonl.gz")
 
 
 def test_questions_of_knowledge_r1(tmp_path):
