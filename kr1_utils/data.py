@@ -8,7 +8,6 @@ import gzip
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
     "peak_memory_gib": "peak_memory_gib",
 }
 KINDS = ("jsonl", "json", "tsv", "jsonl.gz", "json.gz", "tsv.gz")  # of files in a folder of yours
-OUT_OF_MEMORY = "out_of_memory"  # a file beside the checkpoints of a run that stopped so
+OUT_OF_MEMORY = "out_of_memory"  # a file beside the checkpoints of a run that stopped so, until its next step
 LOWERED = ("max_response_tokens", "tokens_per_micro_batch", "overlong_tokens", "gradient_checkpointing",
            "vllm_gpu_memory_utilization", "vllm_max_model_length", "expected")
 
@@ -43,7 +42,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
     """
     file = Path(source)
     if not file.is_file():
-        if not file.is_dir() and (file.suffix or not re.fullmatch(r"[\w.-]+/[\w-]+", str(source))):
+        if not file.is_dir() and (file.name.endswith(KINDS) or str(source).count("/") != 1):
             raise FileNotFoundError(f"No file {source}.")
         try:
             yield from load_dataset(str(source), split=split, streaming=True)
@@ -56,7 +55,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
             if kind == "json":
                 yield from (dict(row) for row in json.load(lines))
             elif kind == "tsv":
-                yield from csv.DictReader(io.TextIOWrapper(lines, "utf-8", newline=""), delimiter="\t")
+                yield from csv.DictReader(io.TextIOWrapper(lines, "utf-8-sig", newline=""), delimiter="\t")
             else:
                 for line in lines:
                     number += 1
@@ -65,7 +64,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
                         if not isinstance(row, dict):
                             raise ValueError(f"not an object but {line[:40]!r}")
                         yield row
-        except (ValueError, TypeError, EOFError, csv.Error) as error:  # also UnicodeDecodeError
+        except (ValueError, TypeError, EOFError, csv.Error, gzip.zlib.error) as error:
             at = f", line {number}" * (number > 0)
             raise ValueError(f"{file}{at} is not {kind.upper()[:4]}: {error}") from None
 
@@ -108,7 +107,7 @@ def _question(row: dict, number: int, aliases: dict[str, list[str]]) -> dict:
         row = {"id": row["_id"], "question": row.get("question"), "type": row.get("type", ""),
                "golden_answers": [row.get("answer"), *aliases.get(row.get("answer_id"), [])],
                "supporting_titles": list(dict.fromkeys(t for t, _ in row.get("supporting_facts", [])))}
-    elif "type" in (row.get("metadata") or {}):
+    elif isinstance(row.get("metadata"), dict) and "type" in row["metadata"]:
         row = {"type": row["metadata"]["type"], **row}
     return row
 
@@ -124,13 +123,13 @@ def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict
     """
     beside = Path(source).parent / "id_aliases.json"  # JSON lines, in spite of its name
     with beside.open(encoding="utf-8") if beside.is_file() else io.StringIO() as lines:
-        aliases = {row["Q_id"]: row["aliases"] for row in map(json.loads, lines)}
+        aliases = {row.get("Q_id"): row.get("aliases", []) for row in map(json.loads, lines)}
     rows: dict = {}
     for number, row in enumerate(read_rows(source, split), 1):
         row, name = _question(row, number, aliases), f"{source}, question {number}"
         if not isinstance(row.get("question"), str) or not row["question"].strip():
             raise ValueError(f"{name} has no text under 'question': it has {', '.join(map(str, row))}.")
-        if "id" not in row or row["id"] in rows:
+        if not isinstance(row.get("id"), str | int) or row["id"] in rows:
             raise ValueError(f"{name} has no id of its own: {row.get('id')!r}.")
         golden = row.get("golden_answers")
         if not isinstance(golden, list) or not golden or not all(isinstance(g, str) for g in golden):
@@ -320,7 +319,6 @@ def resume_point(folder: Path, settings: dict) -> str | None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     write_text(note, text)
-    stopped.unlink(missing_ok=True)
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())

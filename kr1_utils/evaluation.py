@@ -82,22 +82,23 @@ def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFram
     Raises:
         ValueError: for an id that no question has or that comes twice, or a prediction that is not text.
     """
-    known, said = {q["id"] for q in questions}, {}
+    known, said = {str(q["id"]) for q in questions}, {}
     for number, p in enumerate(predictions, 1):
-        if p.get("id") not in known or p["id"] in said:
-            raise ValueError(f"Prediction {number} has the id {p.get('id')!r}, which "
-                             f"{'comes twice' if p.get('id') in known else 'no question has'}.")
+        name = str(p.get("id"))
+        if name not in known or name in said:
+            raise ValueError(f"Prediction {number} has the id {name!r}, which "
+                             f"{'comes twice' if name in known else 'no question has'}.")
         if not isinstance(p.get("prediction"), str | None):
             raise ValueError(f"Prediction {number} must be text or null, not {p['prediction']!r}.")
-        said[p["id"]] = p
+        said[name] = p
     rows = []
     for q in questions:
-        p, golden = said.get(q["id"], {}), q["golden_answers"]
+        p, golden = said.get(str(q["id"]), {}), q["golden_answers"]
         scores = {(name, metric): of(p.get("prediction"), golden)
                   for name, metrics in SCORERS.items() for metric, of in metrics.items()}
         rows.append({"type": q.get("type") or "all", "searches": p.get("searches"),
                      "missing": p.get("prediction") is None, **scores})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"searches": "Int64"})  # whole numbers, or unknown
 
 
 def score(t: Trajectory) -> dict:
@@ -201,8 +202,8 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
 
 
 def report(tables: list[pd.DataFrame]) -> dict:
-    """Means with 95 % intervals of what `score_answers` gave, by type and number of searches; of two
-    tables also what the second gains, question by question (paired bootstrap)."""
+    """Means with 95 % intervals of what `score_answers` gave, by type and number of searches, of the
+    last table; of two also the first's, and what the second gains on it (paired bootstrap)."""
     def of(table: pd.DataFrame) -> dict:
         out: dict = {name: {} for name in SCORERS}
         for name, metric in [c for c in table if isinstance(c, tuple)]:
@@ -216,7 +217,7 @@ def report(tables: list[pd.DataFrame]) -> dict:
         result[f"by_{by}"] = {str(k): {"questions": len(t), **of(t)} for k, t in one.groupby(by)}
     if len(tables) == 2:
         scores = [t[[c for c in t if isinstance(c, tuple)]] for t in tables]
-        result["gain"] = of(scores[1] - scores[0])
+        result |= {"first": of(tables[0]), "gain": of(scores[1] - scores[0])}
     return result
 
 
@@ -226,7 +227,7 @@ def show(result: dict) -> str:
         f"{by[3:]} {key} ({part['questions']})": part for by in ("by_type", "by_searches")
         for key, part in result[by].items()}
     if "gain" in result:
-        groups["second less first"] = result["gain"]
+        groups |= {"all, first file": result["first"], "second less first": result["gain"]}
     table = {label: {f"{name} {metric}": "{:.3f} ({:.2f} to {:.2f})".format(
                  part[name][metric], *part[name][f"{metric}_interval"])
              for name, metrics in SCORERS.items() for metric in metrics} for label, part in groups.items()}

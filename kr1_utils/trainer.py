@@ -162,15 +162,15 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             return super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             cause = str(error).splitlines()[0]
-        # Only here are the tensors of the failed step free.
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # only here are the tensors of the failed step free
         step, folder = self.state.global_step, Path(self.args.output_dir)
         saved = (folder / f"checkpoint-{step}" / "trainer_state.json").exists()
         if self.accelerator.num_processes == 1 and not saved:  # others may be waiting in another call
             self.optimizer.zero_grad()
             self._save_checkpoint(self.model, None)
         write_text(folder / OUT_OF_MEMORY, cause)
-        advice = self.on_out_of_memory(self.longest) if self.on_out_of_memory else ""
+        tokens = max(self.longest, self.limits.max_turn_tokens)  # a forecast is of one turn at least
+        advice = self.on_out_of_memory(tokens) if self.on_out_of_memory else ""
         raise RuntimeError(f"Out of memory in step {step + 1}, at responses of {self.longest} tokens: {cause}"
                            " The run is saved: lower max_response_tokens or tokens_per_micro_batch, and it "
                            f"goes on from there.\n{advice}")
@@ -245,5 +245,6 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             values = {**logs, "step": self.state.global_step}
             row = {column: values.get(name, math.nan) for column, name in LOG_COLUMNS.items()}
             append_log(self.folder / "train_log.csv", row)
+            (Path(self.args.output_dir) / OUT_OF_MEMORY).unlink(missing_ok=True)
             if self.on_step:
                 self.on_step(row)

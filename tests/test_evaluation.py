@@ -219,6 +219,13 @@ def test_predictions_of_others_are_scored_side_by_side(files, capsys):
     assert result["by_searches"]["1"]["questions"] == 2
 
 
+def test_some_predictions_may_not_say_how_often_they_searched(files, capsys):
+    rows = [{"id": "q0", "prediction": "Anna", "searches": 2}, {"id": "q1", "prediction": "1931"}]
+    data.write_jsonl(files / "some.jsonl", rows)
+    result = json.loads(run(files, capsys, str(files / "some.jsonl"), "--json")[1].out)
+    assert {k: v["questions"] for k, v in result["by_searches"].items()} == {"2": 1}
+
+
 def test_a_missing_prediction_scores_nothing_and_is_counted(files, capsys):
     result = json.loads(run(files, capsys, str(files / "one.jsonl"), "--json")[1].out)
     assert result["missing"] == 3 and result["questions"] == 4
@@ -235,7 +242,7 @@ def test_two_files_are_compared_question_by_question(files, capsys):
 
 @pytest.mark.parametrize("line, words", [
     ({"id": "q9", "prediction": "x"}, "'q9', which no question has"), ({"id": "q0"}, "comes twice"),
-    ({"id": "q1", "prediction": 12}, "must be text or null")])
+    ({"id": ["q1"]}, "no question has"), ({"id": "q1", "prediction": 12}, "must be text or null")])
 def test_bad_predictions_are_refused_with_a_sentence(files, capsys, line, words):
     data.write_jsonl(files / "bad.jsonl", [{"id": "q0", "prediction": "x"}, line])
     status, out = run(files, capsys, str(files / "bad.jsonl"))

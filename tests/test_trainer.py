@@ -370,14 +370,17 @@ def test_run_that_is_out_of_memory_says_what_to_lower_and_goes_on(tmp_path, ques
                on_out_of_memory=lambda tokens: asked.append(tokens) or "Lower it.")
     with pytest.raises(RuntimeError, match=r"step 2, .*Tried to allocate 2.00 GiB. .*\nLower it.") as error:
         run.train()
-    assert str(asked[0]) in str(error.value) and 20 < asked[0] <= TINY.limits.max_response_tokens
+    assert asked[0] == max(run.longest, 32) and f"of {run.longest} tokens" in str(error.value)
+    assert 20 < asked[0] <= TINY.limits.max_response_tokens
     settings["profile"]["limits"]["max_response_tokens"] = 200  # what it said to lower
     checkpoint = data.resume_point(state, settings)
-    assert checkpoint.endswith("checkpoint-1") and not (state / data.OUT_OF_MEMORY).exists()
+    assert checkpoint.endswith("checkpoint-1")
+    assert data.resume_point(state, settings) == checkpoint  # also when it was stopped again at once
     lower = replace(profile, limits=Limits(**settings["profile"]["limits"]))
     make(tmp_path, questions, retriever, lower, reward_funcs=[length_reward] * 2).train(
         resume_from_checkpoint=checkpoint)
     assert [r["step"] for r in log_of(tmp_path)] == ["1", "2", "3"]
+    assert not (state / data.OUT_OF_MEMORY).exists()
     assert data.resume_point(state, {"profile": asdict(profile)}) is None  # without that reason: a new run
 
 

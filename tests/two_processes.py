@@ -4,6 +4,7 @@ Usage: two_processes.py FOLDER BUDGET. Writes FOLDER/BUDGET.pt: the parts that e
 gradients, averaged over both.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def main(folder: Path, budget: int) -> None:
     if rank == 0:
         gradients = {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
         torch.save({"parts": parts, "gradients": gradients}, folder / f"{budget}.pt")
-    run.accelerator.end_training()
+    run.accelerator.wait_for_everyone()
+    os._exit(0)  # all is written; taking gloo's threads down in order has been seen to hang
 
 
 if __name__ == "__main__":
