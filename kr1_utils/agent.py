@@ -30,9 +30,8 @@ class Trajectory:
     texts: list[str] = field(default_factory=list)  # one a turn, as written
     passages: list[list[dict]] = field(default_factory=list)  # one list a search
     answer: str | None = None
-    # "answer", "no_answer" (the last turn had none), "truncated" (it ran too long) or
-    # "prompt_too_long" (prompt and response may not fit the model's window: nothing was sampled)
-    stop: str = ""
+    # "answer", "no_answer" (the last turn had none), "truncated" (it ran too long) or, where prompt and
+    stop: str = ""  # response may not fit the model's window and nothing was sampled, "prompt_too_long"
 
     @property
     def searches(self) -> int:
@@ -57,7 +56,6 @@ class Trajectory:
         if self.logprobs is not None:
             self.logprobs += logprobs if mask else [0.0] * len(ids)
 
-
 def check_limits(limits: Limits, tokenizer, chat: ChatFormat) -> int:
     """Tokens of the shortest message that asks for the last turn; refuses limits without room.
 
@@ -79,11 +77,9 @@ def check_limits(limits: Limits, tokenizer, chat: ChatFormat) -> int:
                          f"empty observation: it must be at least {shortest}.")
     return shortest
 
-
 def _correction(tokenizer, chat: ChatFormat, last: bool) -> list[int]:
     text = protocol.CORRECTION + (f"\n{protocol.ANSWER_NOW}" if last else "")
     return protocol.user_ids(tokenizer, chat, text)
-
 
 def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
             system_prompt: str = protocol.SYSTEM_PROMPT, on_turn=None) -> list[Trajectory]:
@@ -136,7 +132,6 @@ def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
             on_turn(number, todo)
     return everyone
 
-
 def _end_turn(t: Trajectory, g: Generation, tokenizer, chat: ChatFormat, last: bool, limit: int) -> None:
     """Append what was sampled, close the turn, and decide whether the conversation is over."""
     if g.logprobs is None:
@@ -155,12 +150,10 @@ def _end_turn(t: Trajectory, g: Generation, tokenizer, chat: ChatFormat, last: b
         cut = not closed and turn.kind == "neither" and len(g.ids) >= limit
         t.stop = "truncated" if cut else "no_answer"
 
-
 def _message(t: Trajectory, tokenizer, chat: ChatFormat, limit: int, last: bool) -> list[int]:
     if t.turns[-1].kind == "search":
         return protocol.observation_ids(tokenizer, chat, t.passages[-1], limit, last)
     return _correction(tokenizer, chat, last)
-
 
 def check_batch(prompts: list[str], trajectories: list[Trajectory], limits: Limits) -> None:
     """TRL does not check what a rollout returns, and drops lists that are too short: check it here.
@@ -181,7 +174,6 @@ def check_batch(prompts: list[str], trajectories: list[Trajectory], limits: Limi
         if len(t.completion_ids) > limits.max_response_tokens:
             raise ValueError(f"Trajectory {i} has {len(t.completion_ids)} tokens, more than "
                              f"max_response_tokens={limits.max_response_tokens}.")
-
 
 def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> None:
     """Refuse a mask that is inverted, or that trains on what the model did not write.
@@ -214,7 +206,6 @@ def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> 
             if mask[i] != 0:
                 raise ValueError(f"The loss mask trains on token {i} ({tokenizer.decode(ids[i])!r}), "
                                  "which is part of an observation or a header.")
-
 
 class ScriptedEngine:
     """Says what it was told to: for tests, and for writing training conversations by rule.

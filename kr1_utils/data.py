@@ -12,8 +12,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets import Dataset, load_dataset
-
 from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
 
 LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
@@ -29,7 +27,6 @@ OUT_OF_MEMORY = "out_of_memory"  # a file beside the checkpoints of a run that s
 LOWERED = ("max_response_tokens", "tokens_per_micro_batch", "overlong_tokens", "gradient_checkpointing",
            "vllm_gpu_memory_utilization", "vllm_max_model_length", "expected")
 
-
 def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
     """The rows of a file, one at a time: JSONL, TSV with a header, or JSON with one list; each may be .gz.
 
@@ -44,6 +41,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
     if not file.is_file():
         if not file.is_dir() and (file.name.endswith(KINDS) or str(source).count("/") != 1):
             raise FileNotFoundError(f"No file {source}.")
+        from datasets import load_dataset  # here, for the processes that make an index need none of it
         try:
             yield from load_dataset(str(source), split=split, streaming=True)
             return
@@ -68,7 +66,6 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
             at = f", line {number}" * (number > 0)
             raise ValueError(f"{file}{at} is not {kind.upper()[:4]}: {error}") from None
 
-
 def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
     """Passages `{"id", "title", "text"}`, one at a time: so that 21 million never lie in memory.
 
@@ -91,13 +88,11 @@ def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[d
                 raise ValueError(f"{source}, passage {number} has no text under {key!r}: it has {has}.")
         yield row
 
-
 def load_passages(source: str | os.PathLike, split: str = "train") -> list[dict]:
     """All passages of a source, see `read_passages`; a ValueError if there is none."""
     if rows := list(read_passages(source, split)):
         return rows
     raise ValueError(f"The corpus {source} is empty.")
-
 
 def _question(row: dict, number: int, aliases: dict[str, list[str]]) -> dict:
     """One question from the columns it comes in, see `load_questions`."""
@@ -110,7 +105,6 @@ def _question(row: dict, number: int, aliases: dict[str, list[str]]) -> dict:
     elif isinstance(row.get("metadata"), dict) and "type" in row["metadata"]:
         row = {"type": row["metadata"]["type"], **row}
     return row
-
 
 def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict]:
     """Questions `{"id", "question", "golden_answers"}`; `type`, `supporting_titles` and other keys are kept.
@@ -139,7 +133,6 @@ def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict
     if not rows:
         raise ValueError(f"{source} holds no questions.")
     return list(rows.values())
-
 
 def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
     """Where passages and questions of a run lie.
@@ -174,7 +167,6 @@ def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
             found["train"] = found["test"]
     return {n: f if f.is_file() else None for n, f in found.items()}
 
-
 def questions_of(where: dict[str, Path | None], name: str, eval_questions: int = 0) -> list[dict]:
     """The questions of split `name` ("train", "test", "test_single"), or [] where DATA has none.
 
@@ -187,12 +179,11 @@ def questions_of(where: dict[str, Path | None], name: str, eval_questions: int =
         return rows[eval_questions:] if where["train"] == where["test"] else rows
     return rows[:eval_questions] if eval_questions else rows
 
-
-def training_set(questions: list[dict]) -> Dataset:
+def training_set(questions: list[dict]):
     """Questions as TRL's data set: `prompt` is the question, `golden_answers` goes to the rewards."""
+    from datasets import Dataset
     return Dataset.from_list([{"prompt": q["question"], "golden_answers": q["golden_answers"],
                                "question_id": str(q["id"])} for q in questions])
-
 
 def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.
@@ -224,19 +215,16 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
         raise type(error)(f"OUT={out} can not be written: {error.strerror or error}.") from None
     return profile, out
 
-
 def _injected(cells: list[str]) -> set[str]:
     """Names that papermill's injected cell assigns; `cells` is IPython's history `In`."""
     found = [c for c in cells if c.startswith("# Parameters\n")]
     return {target.id for cell in found for node in ast.parse(cell).body
             if isinstance(node, ast.Assign) for target in node.targets}
 
-
 def index_folder(out: Path) -> Path:
     """Where the index of a run lies: in data/index for the default output folders, else in OUT."""
     runs = REPO / "data" / "runs"
     return REPO / "data" / "index" / out.name if out.parent == runs else out / "index"
-
 
 def shown(file: str | os.PathLike) -> str:
     """A path for showing: relative to the repository or the working folder where it lies below."""
@@ -245,7 +233,6 @@ def shown(file: str | os.PathLike) -> str:
         if file.is_relative_to(base):
             return str(file.relative_to(base))
     return file.name
-
 
 def reference(file: Path) -> Path:
     """The run's own `file`, or the one of the shipped reference run where there is none yet.
@@ -261,22 +248,23 @@ def reference(file: Path) -> Path:
     print(f"{shown(file)} is not there yet: showing the shipped run's {shown(shipped)}.")
     return shipped
 
-
-def write_text(file: str | os.PathLike, text: str) -> None:
-    """Write a file whole or not at all: beside it first, then renamed over it."""
+def write_whole(file: str | os.PathLike, write) -> None:
+    """Let `write` fill a file, whole or not at all: beside it first, then renamed over it."""
     file = Path(file)
     part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(text)
+    with part.open("wb") as out:
+        write(out)
         out.flush()
         os.fsync(out.fileno())
     part.replace(file)
 
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(file, lambda out: out.write(text.encode("utf-8")))
 
 def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
     """One JSON object a line, written whole or not at all."""
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-
 
 def append_log(file: Path, row: dict) -> None:
     """Put `row` behind the rows of earlier steps; rows of its own step or later ones are from a run
@@ -295,7 +283,6 @@ def append_log(file: Path, row: dict) -> None:
     writer.writerows([*rows, row])
     write_text(file, text.getvalue())
 
-
 def from_step(file: Path, step: int) -> Path:
     """The file of trajectories, without what a cut-off run wrote from `step` on."""
     if file.exists():
@@ -304,7 +291,6 @@ def from_step(file: Path, step: int) -> Path:
         if len(kept) < len(lines):
             write_text(file, "".join(kept))
     return file
-
 
 def resume_point(folder: Path, settings: dict) -> str | None:
     """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
@@ -326,7 +312,6 @@ def resume_point(folder: Path, settings: dict) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(checkpoint)
     return None
-
 
 def _plain(settings: dict, without: tuple[str, ...] = ()) -> str:
     """Nested settings as one text, without some keys."""

@@ -26,7 +26,6 @@ from kr1_utils.protocol import CLOSING
 # takes that for the name of one of its functions: give it a dict to answer with.
 lib._fntab.setdefault("__dict__", {})
 
-
 @dataclass
 class Generation:
     """What was sampled for one prompt: `ids` (T,), and `logprobs` (T,) where the engine has them."""
@@ -34,13 +33,11 @@ class Generation:
     ids: list[int]
     logprobs: list[float] | None = None
 
-
 class TurnEnd(StoppingCriteria):
     """Stops a row at its end-of-turn token, right after a closing tag, or at its own limit.
 
-    transformers' `stop_strings` has one limit for all rows and needs the tokenizer's vocabulary
-    tables; here the few tokens that can close a tag are found once, and only then text is decoded.
-    `length[i]` holds how many tokens row `i` sampled: what follows in the tensor is padding.
+    transformers' `stop_strings` has one limit for all rows; here the tokens that can close a tag are found
+    once, and only then text is decoded. Row `i` sampled `length[i]` tokens: what follows is padding.
     """
 
     tail = 16  # tokens decoded to look for a closing tag; every tag is shorter than that in bytes
@@ -64,26 +61,20 @@ class TurnEnd(StoppingCriteria):
             self.length[i] = self.length[i] or step
         return torch.tensor([n > 0 for n in self.length], device=input_ids.device)
 
-
 def closes(tokenizer, ids: list[int]) -> bool:
     """Whether the last of `ids` completes a closing tag; it may hold more than the tag's end (">\n")."""
     before, text = tokenizer.decode(ids[:-1]), tokenizer.decode(ids)
     return any(text.count(tag) > before.count(tag) for tag in CLOSING)
 
-
 _CLOSING_TOKENS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> table
 
-
 def closing_tokens(tokenizer) -> torch.Tensor:
-    """(V + 1,) bool: which tokens hold a '>' and so may complete a closing tag.
-
-    The last one stands for all ids past the tokenizer's: models may have more of them, unused.
-    """
+    """(V + 1,) bool: which tokens hold a '>' and so may complete a closing tag; the last stands for ids past
+    the tokenizer's, of which a model may have some, unused."""
     if tokenizer not in _CLOSING_TOKENS:
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
         _CLOSING_TOKENS[tokenizer] = torch.tensor([*(">" in t for t in texts), False])
     return _CLOSING_TOKENS[tokenizer]
-
 
 class TransformersEngine:
     """Generates with `model.generate` on a left-padded batch.
@@ -160,7 +151,6 @@ class TransformersEngine:
             self.kept[tuple(prompt + said)] = [(layer.keys[i][:, real], layer.values[i][:, real])
                                                for layer in cache.layers]
 
-
 def _grouped_attention(module, query, key, value, attention_mask, **kwargs):
     """transformers' `sdpa` without its copy of keys and values for each query head that shares them.
 
@@ -172,10 +162,8 @@ def _grouped_attention(module, query, key, value, attention_mask, **kwargs):
         query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
 
-
 AttentionInterface.register("sdpa_grouped", _grouped_attention)
 AttentionMaskInterface.register("sdpa_grouped", sdpa_mask)
-
 
 class _Roomy(DynamicLayer):
     """Keys and values of one layer, with room for all that will come.
@@ -198,7 +186,6 @@ class _Roomy(DynamicLayer):
         self.keys, self.values = (whole[:, :, :self.filled] for whole in self.all)
         return self.keys, self.values
 
-
 def _cache(layers: int, room: int, rows: list[list | None], length: int) -> DynamicCache:
     """A cache that starts with `length` positions: what is known of each row, padded on the left."""
     cache = DynamicCache()
@@ -211,7 +198,6 @@ def _cache(layers: int, room: int, rows: list[list | None], length: int) -> Dyna
                 batch[i, :, length - part.shape[1]:] = part
         cache.update(*stacked, number)
     return cache
-
 
 class VLLMEngine:
     """Generates with vLLM (Kwon et al., 2023, https://arxiv.org/abs/2309.06180); token ids in and out.
@@ -277,7 +263,6 @@ class VLLMEngine:
             if token == self.end_of_turn or (may_close and closes(self.tokenizer, ids[:n])):
                 return n
         return len(ids)
-
 
 def settle_vllm_on_cpu(reload: bool = False) -> None:
     """Make vLLM's CPU build run in this process and on any core. Call this before the engine starts.

@@ -22,8 +22,9 @@ from kr1_utils.profiles import Limits
 from kr1_utils.rewards import exact_match, format_score, normalize_answer
 
 _CLOSED = {"yes", "no", "noanswer"}
+_SURRENDERS = {"no answer", "noanswer", "unknown", "none", "not found", "i do not know", "i dont know"}
+OUTCOMES = ("right", "misread", "not retrieved", "gave up", "in circles", "format", "budget")
 _BLANKS = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
-
 
 def f1_score(prediction: str | None, golden_answers: list[str], normalize=normalize_answer) -> float:
     """Token F1, the best over the gold answers; 0 where one side is yes, no or noanswer and they differ.
@@ -38,23 +39,19 @@ def f1_score(prediction: str | None, golden_answers: list[str], normalize=normal
             best = max(best, 2 * precision * recall / (precision + recall))
     return best
 
-
 def sub_em(prediction: str | None, golden_answers: list[str]) -> float:
     """Search-R1's sub-string match: a normalized gold answer stands somewhere in the prediction."""
     text = normalize_answer(prediction or "")
     return float(prediction is not None and any(normalize_answer(g) in text for g in golden_answers))
-
 
 def normalize_r1(text: str) -> str:
     """R1-Searcher's: blanks for punctuation, and True and False are yes and no (Song et al., 2025,
     https://arxiv.org/abs/2503.05592, its evaluation script)."""
     return normalize_answer({"True": "yes", "False": "no"}.get(text, text).translate(_BLANKS))
 
-
 def em_r1(prediction: str | None, golden_answers: list[str]) -> float:
     """Exact match after R1-Searcher's normalizer."""
     return float(prediction is not None and normalize_r1(prediction) in map(normalize_r1, golden_answers))
-
 
 def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
     """R1-Searcher's cover match: every word of a gold answer is one of the prediction's, in any order."""
@@ -62,13 +59,11 @@ def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
     return float(prediction is not None and any(words.issuperset(normalize_r1(g).split(" "))
                                                 for g in golden_answers))
 
-
 SCORERS = {  # as published: each of (prediction or None, gold answers)
     "2wiki": {"em": exact_match, "f1": f1_score},
     "search_r1": {"em": exact_match, "sub_em": sub_em},
     "r1_searcher": {"em": em_r1, "f1": lambda p, g: f1_score(p, g, normalize_r1), "cover_em": cover_em},
 }
-
 
 def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFrame:
     """Every published score of every question; where there is no prediction, all are 0.
@@ -100,12 +95,40 @@ def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFram
                      "missing": p.get("prediction") is None, **scores})
     return pd.DataFrame(rows).astype({"searches": "Int64"})  # whole numbers, or unknown
 
+def evidence(t: Trajectory) -> list[int]:
+    """Of each hop, whether its passage was found; one number where `supporting_titles` are not known:
+    whether a gold answer stands in a passage that was found."""
+    found, titles = [p for passages in t.passages for p in passages], t.question.get("supporting_titles")
+    if titles:
+        return [int(title in {p["title"] for p in found}) for title in titles]
+    golden = [normalize_answer(g) for g in t.question["golden_answers"]]
+    return [int(any(g in normalize_answer(f"{p['title']} {p['text']}") for g in golden for p in found))]
+
+def outcome(t: Trajectory) -> str:
+    """The one of `OUTCOMES` that a trajectory is, the first of these that applies: right; cut off by a limit;
+    no answer to read; all evidence found; a query made twice; fewer searches than hops, or a surrender; else
+    other passages were found."""
+    read = evidence(t)
+    if exact_match(t.answer, t.question["golden_answers"]):
+        return "right"
+    if t.stop in ("truncated", "prompt_too_long") or (t.stop == "no_answer" and t.turns[-1].kind == "search"):
+        return "budget"
+    if t.answer is None:
+        return "format"
+    if all(read):
+        return "misread"
+    queries = [normalize_answer(turn.content) for turn in t.turns if turn.kind == "search"]
+    if len(set(queries)) < len(queries):
+        return "in circles"
+    gave_up = t.searches < len(read) or normalize_answer(t.answer) in _SURRENDERS
+    return "gave up" if gave_up else "not retrieved"
 
 def score(t: Trajectory) -> dict:
-    """One line of predictions.jsonl: the answer, what it scores, and what it cost."""
+    """One line of predictions.jsonl: the answer, what it scores, what it cost, how it came about."""
     q = t.question
     return {
         "id": q["id"], "type": q.get("type", ""), "prediction": t.answer,
+        "outcome": outcome(t), "evidence": evidence(t),
         "golden_answers": q["golden_answers"], "em": exact_match(t.answer, q["golden_answers"]),
         "f1": f1_score(t.answer, q["golden_answers"]), "format": float(format_score(t.turns) > 0),
         "searches": t.searches, "sampled_length": t.sampled_length,
@@ -113,13 +136,11 @@ def score(t: Trajectory) -> dict:
         "passage_ids": [[p["id"] for p in found] for found in t.passages],
     }
 
-
 def evaluate(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
              system_prompt: str = protocol.SYSTEM_PROMPT, on_turn=None) -> list[dict]:
     """Answer `questions` through the agent loop and score each answer (see `score`)."""
     return [score(t) for t in rollout(engine, tokenizer, retriever, questions, limits,
                                       system_prompt, on_turn)]
-
 
 def bootstrap(values, samples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Mean and 95 % percentile interval (Efron, 1979) of per-question scores.
@@ -135,7 +156,6 @@ def bootstrap(values, samples: int = 2000, seed: int = 0) -> tuple[float, float,
     low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
 
-
 def by_type(predictions: list[dict]) -> list[dict]:
     """Mean scores of each question type, and of all, with how many there are."""
     types = sorted({p["type"] for p in predictions})
@@ -143,7 +163,6 @@ def by_type(predictions: list[dict]) -> list[dict]:
     keys = ("em", "f1", "format", "searches", "sampled_length", "retrieved_length")
     return [{"type": name, "questions": len(rows), **{k: mean(rows, k) for k in keys},
              "truncated": truncation(rows)[0]} for name, rows in groups]
-
 
 def truncation(predictions: list[dict]) -> tuple[float, float]:
     """Share of conversations that a limit cut off, and the exact match of the others.
@@ -154,11 +173,9 @@ def truncation(predictions: list[dict]) -> tuple[float, float]:
     cut = 1 - len(whole) / len(predictions) if predictions else float("nan")
     return cut, mean(whole, "em")
 
-
 def mean(predictions: list[dict], key: str) -> float:
     """Mean of `key` over predictions; NaN if there are none."""
     return float(np.mean([p[key] for p in predictions])) if predictions else float("nan")
-
 
 def answer_recall(found: list[list[dict]], questions: list[dict], ks=(1, 3, 5, 10)) -> dict[int, float]:
     """Share of questions with a gold answer standing in one of the first k passages.
@@ -172,14 +189,6 @@ def answer_recall(found: list[list[dict]], questions: list[dict], ks=(1, 3, 5, 1
             texts = [normalize_answer(f"{p['title']} {p['text']}") for p in passages]
             rows.append([any(g in t for g in golds for t in texts[:k]) for k in ks])
     return dict(zip(ks, np.mean(rows, axis=0).tolist())) if rows else {k: float("nan") for k in ks}
-
-
-def title_recall(found: list[list[dict]], titles: list[str], ks=(1, 2, 3, 5)) -> dict[int, float]:
-    """Share of searches that bring the passage with the wanted title among the first k."""
-    hits = [[w in [p["title"] for p in passages[:k]] for k in ks]
-            for passages, w in zip(found, titles, strict=True)]
-    return dict(zip(ks, np.mean(hits, axis=0).tolist()))
-
 
 def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]) -> dict:
     """The numbers of summary.json from predictions on "test" and "test_single".
@@ -200,7 +209,6 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
                 f"by_type_{when}": by_type(test + single)}
     return out
 
-
 def report(tables: list[pd.DataFrame]) -> dict:
     """Means with 95 % intervals of what `score_answers` gave, by type and number of searches, of the
     last table; of two also the first's, and what the second gains on it (paired bootstrap)."""
@@ -220,7 +228,6 @@ def report(tables: list[pd.DataFrame]) -> dict:
         result |= {"first": of(tables[0]), "gain": of(scores[1] - scores[0])}
     return result
 
-
 def show(result: dict) -> str:
     """A report as text: a row a group of questions, a column a score."""
     groups = {"all": result["scorers"]} | {
@@ -233,7 +240,6 @@ def show(result: dict) -> str:
              for name, metrics in SCORERS.items() for metric in metrics} for label, part in groups.items()}
     return (f"{result['questions']} questions, {result['missing']} without a prediction; 95 % intervals\n"
             + pd.DataFrame(table).T.to_string())
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kr1_utils.evaluation", description=__doc__)
@@ -251,7 +257,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(json.dumps(result) if args.json else show(result))
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())

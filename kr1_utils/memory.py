@@ -45,7 +45,6 @@ PACKED = 2 / (1 / 2 + 1 / 64 + 4 / 16_384)  # times smaller than bfloat16
 # DeepSpeed's defaults: parameters gathered at a time (ZeRO-3), elements of a communication bucket.
 ZERO_LIVE, ZERO_BUCKET = 10**9, 5 * 10**8
 
-
 @dataclass(frozen=True)
 class Step:
     """One forward and backward pass, and the optimizer's step after it."""
@@ -64,12 +63,9 @@ class Step:
     num_gpus: int = 1
     block: int = 512  # CUDA's allocator rounds up to this many bytes; a CPU's does not
 
-
 class LiveBytes(TorchDispatchMode):
-    """Adds up the bytes of the storages that are alive, by the label under which they were made.
-
-    `shares` divides labels, for states that are spread over GPUs; `timeline` is thinned out.
-    """
+    """Adds up the bytes of the storages that are alive, by the label under which they were made; `shares`
+    divides labels, for states that are spread over GPUs."""
 
     def __init__(self, shares: dict[str, float], block: int):
         super().__init__()
@@ -112,7 +108,6 @@ class LiveBytes(TorchDispatchMode):
         self.live[old] -= size
         self._add(label, entry[1])
 
-
 def _model(config, step: Step):
     """The model with its adapter, on the meta device."""
     with torch.device("meta"):
@@ -128,7 +123,6 @@ def _model(config, step: Step):
                 model.enable_input_require_grads()
     return model.train()
 
-
 def _give_storage(model, live: LiveBytes, step: Step) -> None:
     """Replace each parameter and buffer on the meta device by a fake one with a storage."""
     made: dict[int, torch.Tensor] = {}
@@ -142,7 +136,6 @@ def _give_storage(model, live: LiveBytes, step: Step) -> None:
                 made[id(t)] = (torch.nn.Parameter(fake, t.requires_grad)
                                if isinstance(t, torch.nn.Parameter) else fake)
             table[name] = made[id(t)]
-
 
 def simulate(config, step: Step) -> LiveBytes:
     """Memory of one training step in its steady state: the optimizer has its moments already."""
@@ -181,7 +174,6 @@ def simulate(config, step: Step) -> LiveBytes:
         del kept
     return live
 
-
 def _at_the_head(live: LiveBytes, hidden: torch.Tensor) -> None:
     """What is made after the last layer is for log-probabilities, until backward is back there."""
     def back(grad):
@@ -190,7 +182,6 @@ def _at_the_head(live: LiveBytes, hidden: torch.Tensor) -> None:
     live.label = "log-probabilities"
     if hidden.requires_grad:
         hidden.register_hook(back)
-
 
 def _loss(model, ids: torch.Tensor, step: Step) -> torch.Tensor:
     mask = torch.ones_like(ids)  # as TRL passes it
@@ -201,13 +192,11 @@ def _loss(model, ids: torch.Tensor, step: Step) -> torch.Tensor:
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=response + 1).logits[:, :-1]
     return -torch.log_softmax(logits.float(), -1).gather(-1, ids[:, -response:, None]).mean()
 
-
 def peak_gib() -> float:
     """The most that this process has held so far: of the GPU's memory where there is one, else of RAM."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
-
 
 def this_gpu() -> int:
     """The size in GiB, as one rents it, of this machine's GPU; 80 where there is none."""
@@ -215,7 +204,6 @@ def this_gpu() -> int:
         return 80
     total = torch.cuda.get_device_properties(0).total_memory / GIB
     return min(GPU_SIZES, key=lambda size: abs(size - total))
-
 
 def micro_batches(lengths: list[tuple[int, int]], budget: int) -> list[list[int]]:
     """Rows in parts of at most `budget` padded tokens, longest first; a longer row goes alone.
@@ -232,7 +220,6 @@ def micro_batches(lengths: list[tuple[int, int]], budget: int) -> list[list[int]
             parts.append([i])
     return parts
 
-
 def rows_of(batch: dict, rows: list[int]) -> dict:
     """These rows of TRL's batch, without the padding that only the others need."""
     prompt = batch["prompt_mask"][rows].sum(1).max()
@@ -245,18 +232,15 @@ def rows_of(batch: dict, rows: list[int]) -> dict:
                 out[name] = out[name][:, -prompt:] if name.startswith("prompt") else out[name][:, :completion]
     return out
 
-
 def config_of(model: str):
     """The config of a folder, of a model whose config lies in data/reference/configs, or from the hub."""
     shipped = REPO / "data" / "reference" / "configs" / f"{model.rsplit('/', 1)[-1]}.json"
     return AutoConfig.from_pretrained(shipped if shipped.is_file() else locate(model))
 
-
 def count_parameters(model: str) -> int:
     """How many weights a model has, given its config (see `config_of`)."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config_of(model)).num_parameters()
-
 
 def step_of(profile: Profile, response_tokens: int, zero: int = 0, num_gpus: int = 1) -> Step:
     """The largest forward and backward pass of a profile whose responses all have this length."""
@@ -267,7 +251,6 @@ def step_of(profile: Profile, response_tokens: int, zero: int = 0, num_gpus: int
                 four_bit=profile.four_bit, zero=zero, num_gpus=num_gpus,
                 checkpointing=profile.grpo["gradient_checkpointing"],
                 dtype=torch.bfloat16 if half else torch.float32, autocast=half)
-
 
 def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float) -> tuple[dict, int]:
     """GiB by label while trajectories of `tokens` are sampled, and the longest that could be.
@@ -288,7 +271,6 @@ def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float
     a_token *= min(64, rows)
     longest = int((gpu_gib - OVERHEAD_GIB - sum(parts.values())) / a_token)
     return parts | {"KV cache": tokens * a_token}, longest
-
 
 def forecast(profile: Profile, response_tokens: int = 0, gpu_gib: float = 80, num_gpus: int = 1,
              zero: int = 0) -> dict:
@@ -338,13 +320,9 @@ def forecast(profile: Profile, response_tokens: int = 0, gpu_gib: float = 80, nu
             "breakdown": {k: v / GIB for k, v in live.at_peak.items()} | {"overhead": OVERHEAD_GIB},
             "sampling": sampled, "timeline": live.timeline}
 
-
 def _longest(peak, tokens: int, room: float, window: int) -> int:
-    """The longest response whose training step fits: interpolated from two lengths, checked at a third.
-
-    A mask grows with the square of the length; then the line between two lengths lies above, and what it
-    says is too short: it is drawn again from there.
-    """
+    """The longest response whose step fits: interpolated from two lengths, checked at a third. A mask grows
+    with the square; then the line lies above, what it says is too short, and it is drawn again there."""
     short = tokens if peak(tokens) <= room and 2 * tokens <= window else max(1, tokens // 16)
     if peak(short) > room:
         return 0
@@ -359,7 +337,6 @@ def _longest(peak, tokens: int, room: float, window: int) -> int:
         else:
             short = guess
 
-
 def show(result: dict) -> str:
     """A forecast as text."""
     training, sampled = (
@@ -368,7 +345,6 @@ def show(result: dict) -> str:
     return ("{profile}, simulated: responses of {response_tokens} tokens, {rows} in a pass, attention "
             "{attention}, {gpu_gib} GiB a GPU\n  training: {0}\n  sampling: {1}\n  {advice} Longest response "
             "that fits: {longest_response_tokens} tokens.").format(training, sampled, **result)
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kr1_utils.memory", description=__doc__)
@@ -384,7 +360,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(json.dumps({k: v for k, v in result.items() if k != "timeline"}) if args.json else show(result))
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())

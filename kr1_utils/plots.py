@@ -15,7 +15,6 @@ PANELS = {  # the six panels of the original figure: column of train_log.csv -> 
     "completion_length": "sampled tokens a trajectory",
 }
 
-
 def use_style() -> None:
     """One look for all figures: thin axes, readable in grey."""
     plt.rcParams.update({
@@ -26,14 +25,12 @@ def use_style() -> None:
                                       linestyle=["-", "--", "-.", ":", "-"]),
     })
 
-
 def save_fig(figure, folder: str | Path, name: str) -> Path:
     """Write `figure` as PNG into `folder`/figures and return where."""
     file = Path(folder) / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)
     return file
-
 
 def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", window: int = 0) -> None:
     """The raw curve faint, its running mean bold."""
@@ -42,7 +39,6 @@ def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", wind
     axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
     axes.plot(x, y.rolling(window, min_periods=1, center=True).mean(), color=color, linewidth=2,
               linestyle=style, label=label or None)
-
 
 def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
     """The panels of the original figure, one curve a run.
@@ -62,7 +58,6 @@ def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
         axes.flat[0].legend(fontsize=8)
     return figure
 
-
 def lengths(log: pd.DataFrame):
     """Response length over training, split into what was sampled and what was retrieved."""
     figure, ax = plt.subplots(figsize=(7, 3.5))
@@ -72,7 +67,6 @@ def lengths(log: pd.DataFrame):
     ax.set(xlabel="GRPO step", ylabel="tokens a trajectory", ylim=(0, None))
     ax.legend(loc="upper left", fontsize=9)
     return figure
-
 
 def memory_over_length(forecasts: pd.DataFrame):
     """GPU memory over the length of a response: the original's run, and ours, each below its GPU's size.
@@ -95,7 +89,6 @@ def memory_over_length(forecasts: pd.DataFrame):
     axes[1].legend(fontsize=8)
     return figure
 
-
 def memory_timeline(timeline: list[tuple[str, dict]]):
     """One training step from left to right: what is alive in GPU memory, stacked by what it is for.
 
@@ -116,7 +109,6 @@ def memory_timeline(timeline: list[tuple[str, dict]]):
     ax.legend(handles[::-1], labels[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
-
 def before_after(rows: pd.DataFrame, label: str = "exact match"):
     """Grouped bars with 95 % intervals.
 
@@ -136,7 +128,6 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
 
-
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
@@ -144,15 +135,12 @@ def table_html(rows, header: tuple[str, ...] = ()) -> str:
                    + "</tr>" for r in rows)
     return f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
 
-
 _COLORS = {"prompt": "#eeeeee", "model": "#cfe3f7", "appended": "#fbe3c4"}
-
 
 def _box(text: str, kind: str, title: str) -> str:
     style = (f"background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;border-radius:4px;"
              "white-space:pre-wrap;font-family:monospace;font-size:12px")
     return f"<div style='{style}' title='{title}'><b>{title}</b>  {html.escape(text)}</div>"
-
 
 def conversation_html(trajectory, tokenizer) -> str:
     """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what was appended."""
@@ -166,7 +154,6 @@ def conversation_html(trajectory, tokenizer) -> str:
             start = i
     return "".join(parts)
 
-
 def mask_html(ids: list[int], mask: list[int], tokenizer) -> str:
     """Token by token: blue is trained on (mask 1), orange is not (mask 0)."""
     spans = []
@@ -176,7 +163,6 @@ def mask_html(ids: list[int], mask: list[int], tokenizer) -> str:
         spans.append(f"<span style='background:{color};color:#111;border:1px solid #fff;padding:1px 2px' "
                      f"title='id {i}, mask {m}'>{text}</span>")
     return f"<div style='font-family:monospace;font-size:12px;line-height:1.9'>{''.join(spans)}</div>"
-
 
 def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
     """Two pieces of HTML in two columns."""

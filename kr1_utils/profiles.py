@@ -1,8 +1,12 @@
-"""Owns the scales of the experiment: one `Profile` says everything that differs between them."""
+"""Owns the scales of the experiment: one `Profile` says everything that differs between them.
+
+Their values stand in data/profiles.toml; a table added there is a profile too.
+"""
 
 from __future__ import annotations
 
 import difflib
+import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -14,7 +18,6 @@ SYSTEM_PROMPT = (
     "search finds comes back between <context> and </context>. Search for one thing at a time.")
 PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
 
-
 @dataclass(frozen=True)
 class Limits:
     """Bounds on one trajectory; all but the first two count tokens."""
@@ -25,7 +28,6 @@ class Limits:
     max_observation_tokens: int = 1024  # the user message that brings passages back
     max_response_tokens: int = 4096  # the whole trajectory, sampled and retrieved together
 
-
 @dataclass(frozen=True)
 class Profile:
     """One scale: model, data, limits, LoRA, GRPO.
@@ -34,14 +36,14 @@ class Profile:
     """
 
     name: str
-    model: str  # folder, or a hub id
-    corpus: str  # JSONL of passages
-    train_questions: str
-    test_questions: str
-    test_single_questions: str
-    system_prompt: str
-    limits: Limits
-    grpo: dict
+    model: str = ""  # folder, or a hub id
+    corpus: str = ""  # JSONL of passages; "" waits for yours, in DATA
+    train_questions: str = ""
+    test_questions: str = ""
+    test_single_questions: str = ""
+    system_prompt: str = SYSTEM_PROMPT
+    limits: Limits = Limits()
+    grpo: dict = field(default_factory=dict)
     use_lora: bool = True  # False trains all weights
     lora_r: int = 16
     lora_alpha: int = 32
@@ -58,71 +60,16 @@ class Profile:
     cold_start_batch: int = 4  # A3: conversations an update
     expected: dict = field(default_factory=dict)  # measured: {"minutes", "memory", "machine"}
 
+def _read(name: str, tables: dict) -> Profile:
+    """The profile of one table, and of the table that it is `like`."""
+    table = {**tables[name]}
+    start = _read(like, tables) if (like := table.pop("like", "")) else Profile(name)
+    changes = {part: {**(vars(start.limits) if part == "limits" else start.grpo), **table.pop(part, {})}
+               for part in ("limits", "grpo")}
+    return replace(start, name=name, limits=Limits(**changes["limits"]), grpo=changes["grpo"], **table)
 
-# What the Qwen2.5 profiles share: your corpus and questions, and the arguments for one GPU.
-QWEN = dict(corpus="", train_questions="", test_questions="", test_single_questions="",
-            system_prompt=SYSTEM_PROMPT, eval_questions=500)
-GPU = dict(
-    learning_rate=1e-5, lr_scheduler_type="constant_with_warmup", warmup_steps=20,
-    per_device_train_batch_size=64, gradient_accumulation_steps=1, num_generations=8, temperature=1.0,
-    beta=0.0, loss_type="dapo", max_grad_norm=0.2, save_steps=20, bf16=True, gradient_checkpointing=True,
-    use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.45, vllm_enable_sleep_mode=True,
-)
-
-PROFILES = {
-    "tiny": Profile(
-        name="tiny",
-        model="data/tiny-lm",
-        corpus="data/miniwiki/passages.jsonl",
-        train_questions="data/miniwiki/train.jsonl",
-        test_questions="data/miniwiki/test.jsonl",
-        test_single_questions="data/miniwiki/test_single.jsonl",
-        system_prompt="Search, read, answer.",  # tiny-lm learned the format in pre-training
-        limits=Limits(max_turns=5, top_k=2, max_turn_tokens=64, max_observation_tokens=128,
-                      max_response_tokens=768),
-        grpo=dict(
-            max_steps=60, learning_rate=2e-3, lr_scheduler_type="constant_with_warmup",
-            warmup_steps=5, per_device_train_batch_size=64, gradient_accumulation_steps=1,
-            num_generations=8, temperature=1.0, beta=0.0, loss_type="dapo", max_grad_norm=1.0,
-            save_steps=20, bf16=False, gradient_checkpointing=False,
-        ),
-    ),
-    "smol": Profile(
-        name="smol",
-        model="HuggingFaceTB/SmolLM2-135M-Instruct",
-        corpus="", train_questions="", test_questions="", test_single_questions="",  # yours, in DATA
-        system_prompt="Answer the question. Think between <think> and </think>, then search Wikipedia "
-                      "between <search> and </search>, or answer between <answer> and </answer>.",
-        # A trajectory stays under 400 tokens: a CPU trains on about 100 of them a second.
-        limits=Limits(max_turns=2, top_k=2, max_turn_tokens=48, max_observation_tokens=128,
-                      max_response_tokens=400),
-        tokens_per_micro_batch=2048,
-        grpo=dict(
-            max_steps=25, learning_rate=1e-4, lr_scheduler_type="constant_with_warmup",
-            warmup_steps=3, per_device_train_batch_size=16, gradient_accumulation_steps=1,
-            num_generations=8, temperature=1.0, beta=0.0, loss_type="dapo", max_grad_norm=1.0,
-            save_steps=5, bf16=False, gradient_checkpointing=False,
-        ),
-        eval_questions=100,
-    ),
-    "1.5b": Profile(
-        name="1.5b", model="Qwen/Qwen2.5-1.5B-Instruct", **QWEN,
-        limits=Limits(max_turns=4, max_response_tokens=4096), tokens_per_micro_batch=9216,
-        grpo=dict(GPU, max_steps=1000, vllm_max_model_length=4608),
-    ),
-    "7b": Profile(
-        name="7b", model="Qwen/Qwen2.5-7B-Instruct", **QWEN,
-        limits=Limits(max_turns=4, max_response_tokens=8192), tokens_per_micro_batch=8704,
-        grpo=dict(GPU, max_steps=640, vllm_max_model_length=8704),
-    ),
-    # On 24 GiB there is no room for a second copy of the weights: transformers samples from the packed ones.
-    "7b-4bit": Profile(
-        name="7b-4bit", model="Qwen/Qwen2.5-7B-Instruct", **QWEN, four_bit=True,
-        limits=Limits(max_turns=4, max_response_tokens=8192), tokens_per_micro_batch=8704,
-        grpo=dict(GPU, max_steps=640, per_device_train_batch_size=32, use_vllm=False),
-    ),
-}
-
+_TABLES = tomllib.loads((REPO / "data" / "profiles.toml").read_text(encoding="utf-8"))
+PROFILES = {name: _read(name, _TABLES) for name in _TABLES}
 
 def resolve(name: str, overrides: dict | None = None) -> Profile:
     """The profile called `name` with `overrides` laid over its fields, its limits and its GRPO arguments.
@@ -162,23 +109,19 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
                          f"{limits.max_response_tokens}.")
     return profile
 
-
 def _checked(key: str, value, default):
     """The value, if it is of the default's type; whole numbers may stand for decimal ones."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not type(default):
-        raise ValueError(f"Override {key}={value!r} must be a {type(default).__name__} "
-                         f"like {default!r}.")
+        raise ValueError(f"Override {key}={value!r} must be a {type(default).__name__} like {default!r}.")
     if isinstance(value, int) and not isinstance(value, bool) and value < 0:
         raise ValueError(f"Override {key}={value!r} must not be negative.")
     return value
 
-
 def path(value: str) -> Path:
     """A path of a profile: relative ones start at the repository."""
     return Path(value) if Path(value).is_absolute() else REPO / value
-
 
 def table(profile: Profile) -> list[tuple[str, str]]:
     """(setting, value) rows of a resolved profile, for showing."""

@@ -20,7 +20,6 @@ _OURS = re.compile(r"<(?=\s*/?\s*(?:" + "|".join(TAGS) + r")\b|\|)", re.IGNORECA
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _WELL_FORMED = re.compile(r"\s*<think>(.*?)</think>\s*<(search|answer)>(.*?)</\2>\s*", re.DOTALL)
 
-
 @dataclass(frozen=True)
 class Turn:
     """One parsed assistant message: what it does (`kind`), with what (`content`), and how well."""
@@ -29,7 +28,6 @@ class Turn:
     content: str  # the query or the answer, stripped
     thought: str
     well_formed: bool  # exactly one <think> and one action, and nothing beside them
-
 
 def parse_turn(text: str) -> Turn:
     """Read one assistant message. The first closed action counts, an empty one does not.
@@ -50,28 +48,23 @@ def parse_turn(text: str) -> Turn:
         well_formed=clean,
     )
 
-
 def render_turn(thought: str, kind: str, content: str) -> str:
     """The text of a well-formed turn, as `parse_turn` reads it back."""
     return f"<think> {thought}</think><{kind}> {content}</{kind}>"
 
-
 def escape(text: str) -> str:
     """Text from outside can not open or close our tags, nor the template's `<|…|>` tokens."""
     return _OURS.sub("&lt;", text)
-
 
 def messages(question: str, system_prompt: str = SYSTEM_PROMPT, answer_now: bool = False) -> list[dict]:
     """The conversation so far, as chat messages: the system prompt and the question."""
     content = escape(question) + (f"\n{ANSWER_NOW}" if answer_now else "")
     return [{"role": "system", "content": system_prompt}, {"role": "user", "content": content}]
 
-
 def render_context(passages: list[dict]) -> str:
     """The inside of `<context>…</context>`: one line a passage, titles and texts escaped."""
     lines = [escape(" ".join(f"- {p['title']}: {p['text']}".split())) for p in passages]
     return "\n".join(lines) or NOTHING_FOUND
-
 
 @dataclass(frozen=True)
 class ChatFormat:
@@ -106,18 +99,15 @@ class ChatFormat:
         before, after = more.split("ASSISTANT")[1].split("USER")
         return cls(before.removeprefix(end_text), after, end)
 
-
 def prompt_ids(tokenizer, msgs: list[dict]) -> list[int]:
     """Token ids of the conversation, ending where the model starts to write."""
     text = tokenizer.apply_chat_template(msgs, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-
 def user_ids(tokenizer, chat: ChatFormat, content: str) -> list[int]:
     """Token ids that append one user message and open the next assistant turn."""
     text = chat.before_user + content + chat.after_user
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
 
 def observation_ids(tokenizer, chat: ChatFormat, passages: list[dict], limit: int,
                     answer_now: bool = False) -> list[int]:

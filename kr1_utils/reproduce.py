@@ -24,7 +24,6 @@ from kr1_utils.profiles import PROFILES, REPO, resolve, table
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
              "04": "04_evaluate", "05": "05_response_length"}
 
-
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m kr1_utils.reproduce", description=__doc__)
@@ -51,7 +50,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.overrides = overrides
     return args
 
-
 def complete(out: Path, number: str, stamp: str) -> float | None:
     """Seconds that notebook `number` took, if it was run to its end with this stamp; else None."""
     done = out / ".done" / f"{number}.json"
@@ -59,7 +57,6 @@ def complete(out: Path, number: str, stamp: str) -> float | None:
         return None
     record = json.loads(done.read_text())
     return record["seconds"] if record["stamp"] == stamp else None
-
 
 def run_notebook(number: str, parameters: dict, out: Path) -> float:
     """Execute one notebook into OUT/<number>.ipynb and return the seconds it took.
@@ -79,7 +76,6 @@ def run_notebook(number: str, parameters: dict, out: Path) -> float:
                            f"{error.ename}: {error.evalue} (see {shown(failed)})") from error
     failed.replace(out / f"{number}.ipynb")
     return time.perf_counter() - started
-
 
 def reproduce(args: argparse.Namespace) -> dict:
     """Run what is asked for and return what summary.json then holds.
@@ -113,12 +109,10 @@ def reproduce(args: argparse.Namespace) -> dict:
             print(f"{taken:.0f} s", flush=True)
     return _add_seconds(out)
 
-
 def _code(notebook: bytes) -> bytes:
     """The code of a notebook: what it says or last printed does not make a run outdated."""
     cells = json.loads(notebook)["cells"]
     return json.dumps([c["source"] for c in cells if c["cell_type"] == "code"]).encode()
-
 
 def _add_seconds(out: Path) -> dict:
     """Put the time of each notebook that is done into summary.json."""
@@ -130,16 +124,12 @@ def _add_seconds(out: Path) -> dict:
     write_text(file, json.dumps(summary, indent=1))
     return summary
 
-
 def dry_run(args: argparse.Namespace) -> str:
     """What a run would take: all arguments resolved, TRL's, PEFT's and vLLM's configurations built, memory,
     hours and downloads. Nothing is written, fetched or loaded.
 
     The hours are an estimate: sampling and training take 10 operations a weight and token (forward while
     sampling, then forward twice and backward for checkpointing), of which a large GPU does 10^14 a second.
-
-    Raises:
-        ValueError: for a bad parameter, or settings that TRL refuses.
     """
     from kr1_utils import memory, models, trainer
 
@@ -167,7 +157,6 @@ def dry_run(args: argparse.Namespace) -> str:
         "downloads", f"  {profile.model}: {'here already' if local else f'{2 * size / 1e9:.1f} GB'}",
         f"  passages and questions: {args.data or profile.corpus or 'yours, in --data'}"])
 
-
 def show(summary: dict) -> str:
     """The summary as a small text table: before, after."""
     rows = {"exact match, multi-hop": "em", "exact match, single-hop": "em_single", "F1, multi-hop": "f1",
@@ -175,7 +164,6 @@ def show(summary: dict) -> str:
     table = pd.DataFrame({when: {label: summary.get(f"{key}_{when}") for label, key in rows.items()}
                           for when in ("before", "after")}, dtype=float)
     return table.to_string(float_format="{:.3f}".format, na_rep="–")
-
 
 def main() -> int:
     """Run from the command line; the exit status is 0 only if everything asked for ran."""
@@ -196,7 +184,6 @@ def main() -> int:
         return 130
     print(f"\n{show(summary)}\n\nin all {summary['seconds']['total']:.0f} s")
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main())

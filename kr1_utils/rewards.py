@@ -18,7 +18,6 @@ from kr1_utils.protocol import Turn
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
-
 def normalize_answer(text: str) -> str:
     """Lower case, no punctuation, no articles, single blanks.
 
@@ -27,13 +26,11 @@ def normalize_answer(text: str) -> str:
     text = _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION))
     return " ".join(text.split())
 
-
 def exact_match(prediction: str | None, golden_answers: list[str]) -> float:
     """1.0 if the normalized prediction equals any normalized gold answer; missing is 0.0."""
     if prediction is None:
         return 0.0
     return float(normalize_answer(prediction) in [normalize_answer(g) for g in golden_answers])
-
 
 def format_score(turns: list[Turn]) -> float:
     """+1 if every turn but the last is one <think> and one <search>, the last one <think> and one
@@ -42,16 +39,13 @@ def format_score(turns: list[Turn]) -> float:
     good = [t.kind for t in turns] == wanted and all(t.well_formed for t in turns)
     return 1.0 if good else -1.0
 
-
 def accuracy_reward(answer: list[str | None], golden_answers: list[list[str]], **_) -> list[float]:
     """Exact match, 0 or 1, for each trajectory."""
     return [exact_match(a, g) for a, g in zip(answer, golden_answers, strict=True)]
 
-
 def format_reward(turns: list[list[Turn]], **_) -> list[float]:
     """Format, +1 or −1, for each trajectory."""
     return [format_score(t) for t in turns]
-
 
 def reward_functions(profile: Profile) -> tuple[list, list[float]]:
     """The profile's reward functions and their weights.

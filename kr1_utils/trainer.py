@@ -31,7 +31,6 @@ FIELDS = ("answer", "turns", "passages", "searches", "stop")  # what reward func
 # What a part's loss is of its batch's: TRL averages over rows or tokens, or divides by the whole's tokens.
 SHARES = {"grpo": "rows", "dr_grpo": "rows", "bnpo": "tokens", "dapo": "whole"}
 
-
 def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **changes) -> GRPOConfig:
     """The profile's GRPO arguments as TRL's, with what every scale shares, and `changes` on top."""
     return GRPOConfig(**{
@@ -40,7 +39,6 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
         "reward_weights": rewards.reward_functions(profile)[1],
         "disable_tqdm": True, "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
-
 
 class KnowledgeGRPOTrainer(GRPOTrainer):
     """GRPO on multi-turn search trajectories.

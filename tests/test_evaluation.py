@@ -13,9 +13,9 @@ from helpers import ANSWER, SEARCH, Shelf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kr1_utils import data, evaluation
-from kr1_utils.agent import ScriptedEngine
-from kr1_utils.evaluation import SCORERS, answer_recall, bootstrap, by_type, f1_score, title_recall
+from kr1_utils import data, evaluation, protocol
+from kr1_utils.agent import ScriptedEngine, Trajectory
+from kr1_utils.evaluation import SCORERS, answer_recall, bootstrap, by_type, f1_score
 from kr1_utils.profiles import REPO, Limits
 from kr1_utils.retriever import Retriever
 from kr1_utils.rewards import exact_match
@@ -289,16 +289,9 @@ def test_answer_recall_leaves_yes_and_no_out():
     assert math.isnan(answer_recall(found[:1], asked[:1], (1,))[1])
 
 
-def test_title_recall_counts_wanted_titles_in_the_first_k():
-    found = [[{"title": "A"}, {"title": "B"}], [{"title": "C"}]]
-    assert title_recall(found, ["B", "D"], (1, 2)) == {1: 0.0, 2: 0.5}
-
-
 def test_lists_of_different_lengths_are_refused():
     with pytest.raises(ValueError):
         answer_recall([[]], [])
-    with pytest.raises(ValueError):
-        title_recall([[]], [])
 
 
 @pytest.mark.skipif(not (PACK / "passages.jsonl").is_file(),
@@ -349,3 +342,59 @@ def test_most_right_answers_of_the_real_run_stand_in_the_question():
         assert sum(named) == 40
         assert right == (sum(r["em"] for r, n in zip(rows, named) if n),
                          sum(r["em"] for r, n in zip(rows, named) if not n))
+
+
+# --- where it fails ---
+
+TITLED = {**QUESTIONS[0], "supporting_titles": ["Silent River", "Merano"]}
+
+
+def trajectory(question, *turns, stop="answer", answer="x", found=()):
+    """A conversation of which only what `outcome` looks at is there."""
+    texts = [protocol.render_turn("t", "search", q) for q in turns]
+    texts += [] if answer is None else [protocol.render_turn("t", "answer", answer)]
+    return Trajectory(question, [], turns=[protocol.parse_turn(t) for t in texts], answer=answer, stop=stop,
+                      passages=[[{"id": t, "title": t, "text": f"All about {t}."} for t in titles]
+                                for titles in found])
+
+
+CASES = {
+    "right": trajectory(TITLED, answer="the Merano"),
+    "misread": trajectory(TITLED, "a", "b", found=[["Silent River"], ["Merano", "Ostby"]]),
+    "not retrieved": trajectory(TITLED, "a", "b", found=[["Silent River"], ["Ostby"]]),
+    "gave up": trajectory(TITLED, "a", found=[["Silent River"]]),
+    "in circles": trajectory(TITLED, "a", "the A.", found=[["Silent River"], ["Silent River"]]),
+    "format": trajectory(TITLED, "a", answer=None, stop="no_answer", found=[["Merano"]]),
+    "budget": trajectory(TITLED, "a", answer=None, stop="truncated", found=[["Merano"]]),
+}
+CASES["format"].turns.append(protocol.parse_turn("neither"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_conversation_has_its_outcome(name):
+    assert evaluation.outcome(CASES[name]) == name
+    assert set(CASES) == set(evaluation.OUTCOMES)
+
+
+@pytest.mark.parametrize("name, t", [
+    ("budget", trajectory(TITLED, "a", "b", answer=None, stop="no_answer")),  # it wanted to search on
+    ("budget", trajectory(TITLED, answer=None, stop="prompt_too_long")),
+    ("gave up", trajectory(TITLED, "a", "b", answer="No answer.", found=[["Ostby"], ["Ostby"]])),
+    ("gave up", trajectory(QUESTIONS[2])),  # no titles are known, and no search was made
+    ("not retrieved", trajectory(QUESTIONS[2], "a", found=[["Ostby"]])),
+    ("misread", trajectory(QUESTIONS[2], "a", found=[["Merano"]])),
+])
+def test_outcome_of_harder_cases(name, t):
+    assert evaluation.outcome(t) == name
+
+
+def test_evidence_is_found_by_hop_or_by_the_answer():
+    found = [["Silent River", "Ostby"], ["Ostby"]]
+    assert evaluation.evidence(trajectory(TITLED, "a", "b", found=found)) == [1, 0]
+    assert evaluation.evidence(trajectory(QUESTIONS[2], "a", found=[["Ostby", "Merano"]])) == [1]
+    assert evaluation.evidence(trajectory(QUESTIONS[2], "a", found=[["Ostby"]])) == [0]
+
+
+def test_lines_of_predictions_say_how_they_came_about(predictions):
+    assert [p["outcome"] for p in predictions] == ["right", "not retrieved", "format"]
+    assert all(set(p["evidence"]) <= {0, 1} for p in predictions)
