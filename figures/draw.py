@@ -57,6 +57,29 @@ def micro_batches(forecasts: pd.DataFrame, bench: pd.DataFrame):
     return figure
 
 
+def memory_over_length(forecasts: pd.DataFrame):
+    """GPU memory over the length of a response: the original's run, and ours, each below its GPU's size.
+
+    Args:
+        forecasts: columns `run`, `gpu_gib`, `response_tokens`, `training_gib`, `sampling_gib`.
+    """
+    shown = [("original", 40), ("7b-4bit", 24), ("7b", 40), ("7b", 80)]
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.6), sharex=True, sharey=True)
+    for ax, (run, gpu) in zip(axes, shown):
+        part = forecasts[(forecasts["run"] == run) & (forecasts["gpu_gib"] == gpu)]
+        tokens = part["response_tokens"]
+        ax.plot(tokens, part["training_gib"], color=plots.BLUE, label="a training step")
+        ax.plot(tokens, part["sampling_gib"], ":", color=plots.ORANGE, lw=2, label="sampling")
+        ax.axhline(gpu, color="black", linewidth=0.8, linestyle="--", label="the GPU")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([512, 2048, 8192], ["512", "2k", "8k"])
+        ax.set(title=f"{run}, {gpu} GiB", ylim=(0, 85))
+    figure.supxlabel("tokens of one response", fontsize=9)
+    axes[0].set_ylabel("GiB (simulated)")
+    axes[1].legend(fontsize=8)
+    return figure
+
+
 def stages(scores: pd.DataFrame):
     """One panel a metric, one bar a stage of training, with 95 % intervals.
 
@@ -85,7 +108,7 @@ def main() -> None:
     drawn = {"before_after": plots.before_after(rows), "six_panels": plots.six_panels(logs),
              "lengths": plots.lengths(next(iter(logs.values()))),
              "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
-             "memory_7b": plots.memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),
+             "memory_7b": memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),
              "micro_batches": micro_batches(pd.read_csv(REFERENCE / "forecasts.csv"),
                                             pd.read_csv(REFERENCE / "bench_training.csv")),
              "smol_2wiki": stages(pd.read_csv(REFERENCE / "smol_2wiki_scores.csv"))}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+from os.path import commonprefix
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+
+from kr1_utils import protocol
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
 PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
@@ -68,47 +71,6 @@ def lengths(log: pd.DataFrame):
     ax.legend(loc="upper left", fontsize=9)
     return figure
 
-def memory_over_length(forecasts: pd.DataFrame):
-    """GPU memory over the length of a response: the original's run, and ours, each below its GPU's size.
-
-    Args:
-        forecasts: columns `run`, `gpu_gib`, `response_tokens`, `training_gib`, `sampling_gib`.
-    """
-    shown = [("original", 40), ("7b-4bit", 24), ("7b", 40), ("7b", 80)]
-    figure, axes = plt.subplots(1, 4, figsize=(8, 2.6), sharex=True, sharey=True)
-    for ax, (run, gpu) in zip(axes, shown):
-        part = forecasts[(forecasts["run"] == run) & (forecasts["gpu_gib"] == gpu)]
-        ax.plot(part["response_tokens"], part["training_gib"], color=BLUE, label="a training step")
-        ax.plot(part["response_tokens"], part["sampling_gib"], ":", color=ORANGE, lw=2, label="sampling")
-        ax.axhline(gpu, color="black", linewidth=0.8, linestyle="--", label="the GPU")
-        ax.set_xscale("log", base=2)
-        ax.set_xticks([512, 2048, 8192], ["512", "2k", "8k"])
-        ax.set(title=f"{run}, {gpu} GiB", ylim=(0, 85))
-    figure.supxlabel("tokens of one response", fontsize=9)
-    axes[0].set_ylabel("GiB (simulated)")
-    axes[1].legend(fontsize=8)
-    return figure
-
-def memory_timeline(timeline: list[tuple[str, dict]]):
-    """One training step from left to right: what is alive in GPU memory, stacked by what it is for.
-
-    Args:
-        timeline: [(phase, {label: bytes})] of `memory.forecast`.
-    """
-    table = pd.DataFrame([live for _, live in timeline]).fillna(0.0) / 2**20
-    table = table.loc[:, table.max() > 0.001 * table.to_numpy().max()]
-    figure, ax = plt.subplots(figsize=(7, 2.8))
-    colors = plt.get_cmap("Blues")([0.2 + 0.75 * i / len(table.columns) for i in range(len(table.columns))])
-    ax.stackplot(range(len(table)), table.T, labels=table.columns, colors=colors, edgecolor="white", lw=0.3)
-    phases = [phase for phase, _ in timeline]
-    for phase in dict.fromkeys(phases):
-        ax.axvline(phases.index(phase), color="black", linewidth=0.6, linestyle=":")
-        ax.text(phases.index(phase), ax.get_ylim()[1], f" {phase}", fontsize=8, va="top")
-    ax.set(ylabel="MiB alive (simulated)", xticks=[], xlabel="one training step →")
-    handles, labels = ax.get_legend_handles_labels()
-    ax.legend(handles[::-1], labels[::-1], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
 def before_after(rows: pd.DataFrame, label: str = "exact match"):
     """Grouped bars with 95 % intervals.
 
@@ -135,7 +97,7 @@ def table_html(rows, header: tuple[str, ...] = ()) -> str:
                    + "</tr>" for r in rows)
     return f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
 
-_COLORS = {"prompt": "#eeeeee", "model": "#cfe3f7", "appended": "#fbe3c4"}
+_COLORS = {"prompt": "#eeeeee", "header": "#e6d5ee", "model": "#cfe3f7", "observation": "#fbe3c4"}
 
 def _box(text: str, kind: str, title: str) -> str:
     style = (f"background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;border-radius:4px;"
@@ -149,20 +111,52 @@ def conversation_html(trajectory, tokenizer) -> str:
     start = 0
     for i in range(1, len(ids) + 1):
         if i == len(ids) or mask[i] != mask[start]:
-            kind, title = ("model", "model, mask 1") if mask[start] else ("appended", "appended, mask 0")
+            kind, title = ("model", "model, mask 1") if mask[start] else ("observation", "appended, mask 0")
             parts.append(_box(tokenizer.decode(ids[start:i]), kind, title))
             start = i
     return "".join(parts)
 
-def mask_html(ids: list[int], mask: list[int], tokenizer) -> str:
-    """Token by token: blue is trained on (mask 1), orange is not (mask 0)."""
-    spans = []
-    for i, m in zip(ids, mask, strict=True):
-        text = html.escape(tokenizer.decode([i])).replace("\n", "↵")
-        color = _COLORS["model" if m else "appended"]
-        spans.append(f"<span style='background:{color};color:#111;border:1px solid #fff;padding:1px 2px' "
-                     f"title='id {i}, mask {m}'>{text}</span>")
-    return f"<div style='font-family:monospace;font-size:12px;line-height:1.9'>{''.join(spans)}</div>"
+def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
+                    advantage: float | None = None, tokens_in_batch: int | None = None) -> str:
+    """A trajectory token by token, coloured by who wrote it; underlined is what the loss counts (mask 1).
+
+    Hovering over a token shows its id and mask and, where they are given, the rest. Without scripts.
+
+    Args:
+        logprobs: (T,) of the completion's tokens; the trajectory's own where it has some.
+        advantage: of this trajectory in its group.
+        tokens_in_batch: sampled tokens over which the loss is averaged. At the first update of a batch the
+            ratio is 1, and a sampled token adds −advantage / tokens_in_batch to it.
+    """
+    t, chat = trajectory, protocol.ChatFormat.of(tokenizer)
+    ids, logprobs = t.completion_ids, logprobs or t.logprobs
+    header, opening = (tokenizer(text, add_special_tokens=False)["input_ids"]
+                       for text in (chat.before_user, chat.after_user))
+    who, at = ["prompt"] * len(t.prompt_ids), 0
+    while at < len(ids):  # a turn, the end of it if the model did not write that, and a message
+        end = next((i for i in range(at, len(ids)) if not t.loss_mask[i]), len(ids))
+        closed = end > at and ids[end - 1] == chat.end_of_turn
+        who += ["model"] * (end - at) + ["header"] * (not closed)
+        at = end + (not closed)
+        if at < len(ids):
+            first = len(commonprefix([header, ids[at:]]))
+            end = next(i for i in range(at, len(ids)) if ids[i:i + len(opening)] == opening)
+            who += ["header"] * first + ["observation"] * (end - at - first) + ["header"] * len(opening)
+            at = end + len(opening)
+    spans = [f"<span style='background:{color}'>{name}</span>" for name, color in _COLORS.items()]
+    spans = ["written by ", " · ".join(spans), "; <u>underlined</u>: mask 1<br>"]
+    for i, (token, writer) in enumerate(zip(t.prompt_ids + t.completion_ids, who, strict=True)):
+        at, told = i - len(t.prompt_ids), [writer, f"id {token}", f"mask {int(writer == 'model')}"]
+        if writer == "model":
+            told += [f"log-probability {logprobs[at]:.3f}"] if logprobs else []
+            told += [f"advantage {advantage:+.2f}"] if advantage is not None else []
+            told += ([f"adds {-advantage / tokens_in_batch:+.1e} to the loss"]
+                     if advantage is not None and tokens_in_batch else [])
+        text, tag = html.escape(tokenizer.decode([token])), "u" if writer == "model" else "span"
+        spans.append(f"<{tag} style='background:{_COLORS[writer]}' title='{', '.join(told)}'>"
+                     f"{text.replace(chr(10), '↵')}</{tag}> ")
+    return ("<div style='font-family:monospace;font-size:12px;line-height:1.9;color:#111;background:#fff'>"
+            f"{''.join(spans)}</div>")
 
 def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
     """Two pieces of HTML in two columns."""

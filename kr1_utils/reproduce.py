@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import runpy
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import papermill
-import torch
 from papermill.exceptions import PapermillExecutionError
 
 from kr1_utils.data import setup, shown, write_text
-from kr1_utils.profiles import PROFILES, REPO, resolve, table
+from kr1_utils.profiles import PROFILES, REPO
 
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
              "04": "04_evaluate", "05": "05_response_length"}
@@ -124,39 +124,6 @@ def _add_seconds(out: Path) -> dict:
     write_text(file, json.dumps(summary, indent=1))
     return summary
 
-def dry_run(args: argparse.Namespace) -> str:
-    """What a run would take: all arguments resolved, TRL's, PEFT's and vLLM's configurations built, memory,
-    hours and downloads. Nothing is written, fetched or loaded.
-
-    The hours are an estimate: sampling and training take 10 operations a weight and token (forward while
-    sampling, then forward twice and backward for checkpointing), of which a large GPU does 10^14 a second.
-    """
-    from kr1_utils import memory, models, trainer
-
-    profile = resolve(args.profile, args.overrides)
-    config = trainer.grpo_config(profile, args.seed, args.out or "OUT", use_cpu=not torch.cuda.is_available())
-    lora, size = models.lora_config(profile), memory.count_parameters(profile.model)
-    sampled, longest = config.max_steps * config.generation_batch_size, profile.limits.max_response_tokens
-    hours = [sampled * tokens * 10 * size / 1e14 / 3600 for tokens in (300, longest)]
-    forecast = memory.forecast(profile, gpu_gib=args.gpu_gib or memory.this_gpu())
-    local = (REPO / profile.model).is_dir()
-    return "\n".join([
-        "settings", *(f"  {name} = {value}" for name, value in table(profile) if name not in profile.grpo),
-        "GRPOConfig", *(f"  {name} = {getattr(config, name)}" for name in (
-            *profile.grpo, "generation_batch_size", "max_completion_length", "reward_weights", "seed")),
-        "LoraConfig" if lora else "no LoRA: all weights", *(f"  {name} = {getattr(lora, name)}" for name in (
-            "r", "lora_alpha", "target_modules", "lora_dropout") if lora),
-        "vLLM, colocated" if config.use_vllm else "no vLLM: transformers samples", *(
-            f"  {name} = {getattr(config, f'vllm_{name}')}" for name in (
-                "gpu_memory_utilization", "max_model_length", "enable_sleep_mode", "tensor_parallel_size",
-                "importance_sampling_correction") if config.use_vllm),
-        "memory", f"  {memory.show(forecast)}",
-        f"time, estimated, not measured\n  {config.max_steps} steps of {config.generation_batch_size} "
-        f"trajectories: {hours[0]:,.1f} hours at the original's 300 tokens each, {hours[1]:,.1f} at "
-        f"max_response_tokens, on a GPU that does 10^14 operations a second",
-        "downloads", f"  {profile.model}: {'here already' if local else f'{2 * size / 1e9:.1f} GB'}",
-        f"  passages and questions: {args.data or profile.corpus or 'yours, in --data'}"])
-
 def show(summary: dict) -> str:
     """The summary as a small text table: before, after."""
     rows = {"exact match, multi-hop": "em", "exact match, single-hop": "em_single", "F1, multi-hop": "f1",
@@ -170,7 +137,7 @@ def main() -> int:
     args = arguments()
     try:
         if args.dry_run:
-            print(dry_run(args))
+            print(runpy.run_path(str(REPO / "data" / "reference" / "dry_run.py"))["dry_run"](args))
             return 0
         summary = reproduce(args)
     except RuntimeError as error:

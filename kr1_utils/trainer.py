@@ -219,7 +219,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
 
     def _record(self, trajectories: list[Trajectory]) -> None:
         """Add what TRL does not measure to this step's log, and keep one group of trajectories."""
-        mode = "train" if self.model.training else "eval"
+        mode, self.trajectories = "train" if self.model.training else "eval", trajectories
         for name, values in (
             ("retrieved_length", [t.retrieved_length for t in trajectories]),
             ("searches", [t.searches for t in trajectories]),

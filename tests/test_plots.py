@@ -107,17 +107,50 @@ def test_conversation_shows_every_token_once_in_order(trajectory, tokenizer):
     assert "<script" not in markup
 
 
-def test_mask_shows_one_box_a_token_with_its_mask(trajectory, tokenizer):
-    ids, mask = trajectory.completion_ids, trajectory.loss_mask
-    markup = plots.mask_html(ids, mask, tokenizer)
-    assert re.findall(r"title='id (\d+), mask (\d)'", markup) == [
-        (str(i), str(m)) for i, m in zip(ids, mask, strict=True)]
-    assert text_of(markup) == tokenizer.decode(ids).replace("\n", "↵")
+def under_the_microscope(trajectory, tokenizer, **more):
+    """(writer, all that hovering tells, the token's text) of each token."""
+    markup = plots.microscope_html(trajectory, tokenizer, **more)
+    assert "<script" not in markup
+    return [(told.split(", ")[0], told, html.unescape(text)) for told, text in
+            re.findall(r"title='([^']*)'>([^<]*)</", markup)]
 
 
-def test_mask_of_another_length_is_refused(trajectory, tokenizer):
-    with pytest.raises(ValueError):
-        plots.mask_html(trajectory.completion_ids, trajectory.loss_mask[:-1], tokenizer)
+def test_microscope_shows_every_token_once_with_its_mask(trajectory, tokenizer):
+    tokens = under_the_microscope(trajectory, tokenizer)
+    masks = [0] * len(trajectory.prompt_ids) + trajectory.loss_mask
+    for (writer, told, text), token, mask in zip(
+            tokens, trajectory.prompt_ids + trajectory.completion_ids, masks, strict=True):
+        assert f"id {token}, mask {mask}" in told and (writer == "model") == bool(mask)
+        assert text == tokenizer.decode([token]).replace("\n", "↵")
+
+
+def test_microscope_tells_headers_from_observations(trajectory, tokenizer, chat):
+    tokens = under_the_microscope(trajectory, tokenizer)
+    said = {writer: [t.replace("↵", "\n") for w, _, t in tokens if w == writer] for writer, *_ in tokens}
+    assert "".join(said["observation"]).replace(" ", "").startswith("<context>")
+    assert "".join(said["observation"]).endswith("</context>")
+    end = tokenizer.decode([chat.end_of_turn])
+    around = tokenizer(f"{end}{chat.before_user}{chat.after_user}{end}", add_special_tokens=False)
+    assert said["header"] == [tokenizer.decode([i]) for i in around["input_ids"]]
+
+
+def test_microscope_reads_a_conversation_with_silent_turns(tokenizer, chat):
+    engine = ScriptedEngine(tokenizer, {"Q?": ["", SEARCH]})
+    quiet = rollout(engine, tokenizer, Shelf(), [{"question": "Q?"}], Limits(3, 2, 60, 120, 700), "S")[0]
+    writers = [w for w, *_ in under_the_microscope(quiet, tokenizer)]
+    kept = [w for w, before in zip(writers, [None, *writers]) if w != before]
+    asked = ["header", "observation"] * 2
+    assert kept == ["prompt", "header", "observation", "header", "model", *asked, "header"]
+
+
+def test_microscope_adds_the_loss_up(trajectory, tokenizer):
+    n = trajectory.sampled_length
+    tokens = under_the_microscope(trajectory, tokenizer, advantage=1.5, tokens_in_batch=n,
+                                  logprobs=[-0.5] * len(trajectory.completion_ids))
+    shares = [float(re.search(r"adds (\S+) to the loss", told).group(1))
+              for writer, told, _ in tokens if writer == "model"]
+    assert len(shares) == n and sum(shares) == pytest.approx(-1.5, rel=0.05)  # two digits are shown
+    assert all(("log-probability -0.500" in told) == (writer == "model") for writer, told, _ in tokens)
 
 
 def test_side_by_side_shows_both_with_their_titles():

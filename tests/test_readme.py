@@ -10,8 +10,9 @@ import pytest
 from kr1_utils.profiles import REPO
 
 PACKAGE = REPO / "kr1_utils"
+# A file imports from earlier ones only.
 ORDER = ("profiles", "data", "miniwiki", "models", "retriever", "protocol", "engines", "agent", "rewards",
-         "memory", "trainer", "evaluation", "plots", "bench", "reproduce")  # a file imports from earlier ones
+         "memory", "alarms", "trainer", "evaluation", "plots", "bench", "reproduce")
 MODULES = sorted(f for f in PACKAGE.glob("*.py") if f.stem != "__init__")
 TOP = {"README.md", "LICENSE", "requirements.txt", "requirements-gpu.txt", "notebooks", "kr1_utils", "data",
        "tests", "figures"}

@@ -1,0 +1,89 @@
+"""Owns the alarms: a callback that watches training for the ways in which GRPO is known to collapse."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from statistics import fmean, median
+
+import torch
+from transformers import TrainerCallback
+
+from kr1_utils.agent import Trajectory
+from kr1_utils.data import shown, write_jsonl
+
+WINDOW = 5  # steps whose mean a sign is
+LIMITS = {  # sign: its bound, and what it means; none was reached in our runs that learned
+    "frac_reward_zero_std": (0.95, "groups are without spread: nothing tells good samples from bad ones"),
+    "truncated": (0.3, "conversations are cut off before an answer"),
+    "repetition": (0.5, "turns repeat themselves"),
+    "empty_thoughts": (0.5, "thoughts are empty"),
+    "entropy": (0.002, "entropy is near 0: all samples say the same"),
+    "grad_norm": (25.0, "the gradient explodes: its norm, over the median of the steps so far, is"),
+}
+
+def repetition(t: Trajectory) -> float:
+    """Share of a trajectory's runs of four words that stood in the same turn before."""
+    turns = [text.split() for text in t.texts]
+    runs = [[tuple(words[i:i + 4]) for i in range(len(words) - 3)] for words in turns]
+    return 1 - sum(len(set(r)) for r in runs) / max(1, sum(map(len, runs))) if any(runs) else 0.0
+
+def empty_thoughts(t: Trajectory) -> float:
+    """Share of a trajectory's turns without a thought."""
+    return sum(not turn.thought for turn in t.turns) / max(1, len(t.turns))
+
+class CollapseAlarms(TrainerCallback):
+    """Warns when a sign of collapse appears, saves a checkpoint, and stops where asked.
+
+    The trajectories of that step are written to `folder`/alarm-<step>.jsonl. A sign warns once, and again
+    only after it has gone. After a gradient that is not a number no checkpoint is made, for the weights are
+    spoiled: the last one is from before.
+
+    Args:
+        trainer: a `KnowledgeGRPOTrainer`; add this with `trainer.add_callback`.
+        stop: end training at the first alarm.
+    """
+
+    def __init__(self, trainer, folder: str | Path, stop: bool = False):
+        self.trainer, self.folder, self.stop = trainer, Path(folder), stop
+        self.raised: list[dict] = []  # step, sign, value
+        self._seen: dict[str, list[float]] = {sign: [] for sign in LIMITS}
+        self._on: set[str] = set()
+
+    def _values(self, logs: dict) -> dict[str, float]:
+        """This step's value of every sign; the mean over all processes where each has its own."""
+        own = [[f(t) for t in self.trainer.trajectories] for f in (repetition, empty_thoughts)]
+        local = torch.tensor(own, device=self.trainer.accelerator.device).mean(1, keepdim=True)
+        all_of = self.trainer.accelerator.reduce(local, reduction="mean").flatten().tolist()
+        norms = self._seen["grad_norm"]
+        usual = median(norms) if len(norms) >= WINDOW else math.inf
+        norms += [logs["grad_norm"]] * math.isfinite(logs["grad_norm"])
+        return {**logs, "repetition": all_of[0], "empty_thoughts": all_of[1],
+                "grad_norm": logs["grad_norm"] / max(usual, 1e-3)}
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" not in logs or not self.trainer.model.training:
+            return
+        values, on, spoiled = self._values(logs), set(), not math.isfinite(logs["grad_norm"])
+        for sign, (bound, _) in LIMITS.items():
+            if sign == "grad_norm":
+                value, hit = values[sign], spoiled or values[sign] > bound
+            else:
+                self._seen[sign] = [*self._seen[sign][1 - WINDOW:], values[sign]]
+                value, full = fmean(self._seen[sign]), len(self._seen[sign]) == WINDOW
+                hit = full and (value < bound if sign == "entropy" else value > bound)
+            if hit:
+                on.add(sign)
+                if sign not in self._on:
+                    self._raise(state, sign, value)
+        control.should_save = (control.should_save or bool(on - self._on)) and not spoiled
+        control.should_training_stop |= self.stop and bool(on)
+        self._on = on
+
+    def _raise(self, state, sign: str, value: float) -> None:
+        self.raised.append({"step": state.global_step, "sign": sign, "value": value})
+        if state.is_world_process_zero:
+            file = self.folder / f"alarm-{state.global_step}.jsonl"
+            write_jsonl(file, [t.said() for t in self.trainer.trajectories])
+            print(f"step {state.global_step}: {LIMITS[sign][1]} ({sign} {value:.3g}, see {shown(file)})",
+                  flush=True)

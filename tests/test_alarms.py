@@ -1,0 +1,135 @@
+"""Alarms: each sign of collapse is seen, once, and a run that learns raises none."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from helpers import ANSWER, SEARCH, Shelf
+from transformers import TrainerControl, TrainerState
+
+from kr1_utils import alarms
+from kr1_utils.agent import ScriptedEngine, rollout
+from kr1_utils.alarms import LIMITS, WINDOW, CollapseAlarms
+from kr1_utils.profiles import REPO
+from kr1_utils.profiles import Limits as RolloutLimits
+
+FINE = {"loss": 0.1, "frac_reward_zero_std": 0.2, "truncated": 0.0, "entropy": 0.1, "grad_norm": 0.1}
+
+
+@pytest.fixture
+def said(tokenizer):
+    """texts of turns -> a real trajectory in which they are said."""
+    def say(*texts):
+        engine = ScriptedEngine(tokenizer, {"Q?": list(texts)})
+        limits = RolloutLimits(len(texts), 1, 200, 60, 2000)
+        return rollout(engine, tokenizer, Shelf(), [{"question": "Q?"}], limits, "S")[0]
+    return say
+
+
+@pytest.fixture
+def watch(said, tmp_path):
+    """Alarms over a trainer that has made one good trajectory; `step(**logs)` lets it log."""
+    trainer = SimpleNamespace(
+        trajectories=[said(SEARCH, ANSWER)], model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device="cpu", reduce=lambda tensor, reduction: tensor))
+    watch = CollapseAlarms(trainer, tmp_path)
+    state = TrainerState(global_step=0)
+
+    def step(**logs):
+        state.global_step += 1
+        control = TrainerControl()
+        watch.on_log(None, state, control, {**FINE, **logs})
+        return control
+
+    watch.step = step
+    return watch
+
+
+@pytest.mark.parametrize("sign, value", [("frac_reward_zero_std", 1.0), ("truncated", 0.6), ("entropy", 0.0)])
+def test_a_sign_that_lasts_warns_once_saves_and_keeps_the_trajectories(watch, sign, value, capsys, tmp_path):
+    controls = [watch.step(**{sign: value}) for _ in range(2 * WINDOW)]
+    assert [r["step"] for r in watch.raised] == [WINDOW] and watch.raised[0]["sign"] == sign
+    assert [c.should_save for c in controls] == [n == WINDOW - 1 for n in range(2 * WINDOW)]
+    assert not any(c.should_training_stop for c in controls)
+    assert capsys.readouterr().out.count(LIMITS[sign][1]) == 1
+    rows = [json.loads(line) for line in (tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()]
+    assert rows == [t.said() for t in watch.trainer.trajectories]
+
+
+def test_a_sign_that_went_away_warns_again(watch):
+    for value in [0.9] * WINDOW + [0.0] * WINDOW + [0.9] * WINDOW:
+        watch.step(truncated=value)
+    assert len(watch.raised) == 2
+
+
+def test_it_stops_where_asked(watch):
+    watch.stop = True
+    controls = [watch.step(truncated=0.9) for _ in range(WINDOW)]
+    assert [c.should_training_stop for c in controls] == [False] * (WINDOW - 1) + [True]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_warns_at_once_and_nothing_spoiled_is_saved(watch, bad):
+    for _ in range(WINDOW):
+        watch.step()
+    assert not watch.step(grad_norm=bad).should_save
+    assert [(r["step"], r["sign"]) for r in watch.raised] == [(WINDOW + 1, "grad_norm")]
+    control = TrainerControl(should_save=True)  # save_steps asks for a checkpoint
+    watch.on_log(None, TrainerState(global_step=9), control, {**FINE, "grad_norm": bad})
+    assert not control.should_save
+
+
+def test_an_exploding_gradient_warns_at_once(watch):
+    for _ in range(WINDOW):
+        watch.step()
+    watch.step(grad_norm=0.1 * 20)
+    assert not watch.raised
+    watch.step(grad_norm=0.1 * 30)
+    assert watch.raised[0]["sign"] == "grad_norm"
+
+
+def test_repetition_and_empty_thoughts_are_read_off_the_turns(watch, said):
+    talk = said("<think> so it is so it is so it is so it is so it is</think><answer> x</answer>")
+    assert alarms.repetition(talk) > 0.5 > alarms.repetition(said(SEARCH, ANSWER))
+    silent = said("<think></think><search> x</search>", "<answer> x</answer>")
+    assert alarms.empty_thoughts(silent) == 1.0 and alarms.empty_thoughts(said(SEARCH, ANSWER)) == 0.0
+    for trajectory in (talk, silent):
+        watch.trainer.trajectories = [trajectory]
+        for _ in range(WINDOW):
+            watch.step()
+    assert [r["sign"] for r in watch.raised] == ["repetition", "empty_thoughts"]
+
+
+def test_an_evaluation_and_the_last_summary_of_a_run_are_not_looked_at(watch):
+    watch.on_log(None, TrainerState(), TrainerControl(), {"train_runtime": 1.0})
+    watch.trainer.model.training = False
+    for _ in range(WINDOW):
+        watch.step(truncated=1.0)
+    assert not watch.raised
+
+
+@pytest.mark.parametrize("file", [*(REPO / "data" / "reference").rglob("train_log.csv"),
+                                  REPO / "data" / "reference" / "smol_2wiki_train_log.csv"],
+                         ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_runs_that_learned_raise_none(watch, file):
+    log = pd.read_csv(file)
+    for row in log.to_dict("records"):
+        watch.step(**{k: row[k] for k in FINE})
+    assert not watch.raised and len(watch._seen["grad_norm"]) == len(log)
+
+
+def test_in_training_an_alarm_saves_a_checkpoint_and_stops(tmp_path, questions, retriever):
+    from test_trainer import TINY, make
+
+    def always(trajectory, **_):
+        return [1.0] * len(trajectory)
+
+    run = make(tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always])
+    run.args.max_steps = run.args.save_steps = 99
+    run.add_callback(CollapseAlarms(run, tmp_path, stop=True))
+    run.train()
+    assert run.state.global_step == WINDOW
+    assert (tmp_path / "state" / f"checkpoint-{WINDOW}" / "trainer_state.json").is_file()
+    assert len((tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()) == 8
