@@ -3,8 +3,6 @@
 `rollout` is the one loop; the demo, the trainer and the evaluator all call it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from kr1_utils import protocol

@@ -1,7 +1,5 @@
 """Owns the alarms: a callback that watches training for the ways in which GRPO is known to collapse."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from statistics import fmean, median

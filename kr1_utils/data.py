@@ -1,7 +1,5 @@
 """Owns questions and passages: reading them, checking them, and writing files whole or not at all."""
 
-from __future__ import annotations
-
 import ast
 import csv
 import gzip
@@ -9,8 +7,11 @@ import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
 
@@ -196,7 +197,8 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
         ValueError: for an unknown parameter, profile or override, or a bad seed.
         OSError: if OUT can not be written.
     """
-    given = _injected(parameters["In"]) if "In" in parameters else set(parameters)
+    known = set() if "__name__" in parameters else set(parameters)  # a script's globals hold more
+    given = _injected(parameters["In"]) if "In" in parameters else known
     unknown = sorted(given - set(PARAMETERS))
     if unknown:
         raise ValueError(f"Unknown parameter {unknown[0]!r}: the notebooks take {', '.join(PARAMETERS)}.")
@@ -210,7 +212,7 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         probe = out / ".write-test"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise type(error)(f"OUT={out} can not be written: {error.strerror or error}.") from None
     return profile, out
@@ -266,6 +268,12 @@ def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
     """One JSON object a line, written whole or not at all."""
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
+def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
+    """A plain bar on stderr. In a terminal it moves at once; in a notebook or a log, where what was written
+    stays, every 10 seconds at most, and about fifty times."""
+    rarely = {} if sys.stderr.isatty() else {"mininterval": 10, "miniters": max(1, (total or 0) // 50)}
+    return tqdm(total=total, desc=what, unit=unit, **rarely, **more)
+
 def append_log(file: Path, row: dict) -> None:
     """Put `row` behind the rows of earlier steps; rows of its own step or later ones are from a run
     that was cut off after its last checkpoint, and go.
@@ -293,11 +301,18 @@ def from_step(file: Path, step: int) -> Path:
     return file
 
 def resume_point(folder: Path, settings: dict) -> str | None:
-    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
+    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder. Where
+    several processes train, the first one does so before the others look.
 
     transformers writes trainer_state.json last, so a checkpoint without a readable one was cut off. A run
     that ran out of memory may go on with other values of `LOWERED`.
     """
+    import torch
+    from accelerate import PartialState
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        return _resume_point(folder, settings)
+
+def _resume_point(folder: Path, settings: dict) -> str | None:
     note, stopped, text = folder / "settings.json", folder / OUT_OF_MEMORY, _plain(settings)
     before = note.read_text() if note.exists() else ""
     if before != text and not (stopped.exists() and before

@@ -6,8 +6,6 @@ storage (torch's FakeTensorMode), and the bytes that would be alive are added up
 weights, and works for any causal model of transformers, given its config.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import functools

@@ -3,8 +3,6 @@
 Their values stand in data/profiles.toml; a table added there is a profile too.
 """
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -50,6 +48,7 @@ class Profile:
     four_bit: bool = False  # base weights packed as NF4 (bitsandbytes); needs CUDA
     tokens_per_micro_batch: int = 0  # padded, in one forward and backward pass; 0 takes a batch at once
     overlong_tokens: int = 0  # the last so many of max_response_tokens cost reward; 0 is off
+    stop_on_alarm: bool = False  # end training where it collapses, see alarms.py
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
     eval_questions: int = 0  # of each test set; 0 is all

@@ -3,8 +3,6 @@
 The tags are those of Knowledge-R1 and Search-R1 (https://arxiv.org/abs/2503.09516, table 1).
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -78,7 +76,7 @@ class ChatFormat:
     end_of_turn: int  # token id
 
     @classmethod
-    def of(cls, tokenizer) -> ChatFormat:
+    def of(cls, tokenizer) -> "ChatFormat":
         """Read the format off the tokenizer's own template.
 
         Raises:

@@ -4,8 +4,6 @@ Loss, clipping, advantages, LoRA and checkpoints are TRL's (https://github.com/h
 public hook `rollout_func` hands over the trajectories; `env_mask` is the loss mask.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -35,9 +33,10 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
     """The profile's GRPO arguments as TRL's, with what every scale shares, and `changes` on top."""
     return GRPOConfig(**{
         "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
-        "max_completion_length": profile.limits.max_response_tokens, "report_to": "none",
+        "max_completion_length": profile.limits.max_response_tokens,
         "reward_weights": rewards.reward_functions(profile)[1],
-        "disable_tqdm": True, "remove_unused_columns": False,
+        "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False, "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
 
 class KnowledgeGRPOTrainer(GRPOTrainer):
@@ -174,7 +173,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                            f"goes on from there.\n{advice}")
 
     @staticmethod
-    def run_agent(prompts: list[str], trainer: KnowledgeGRPOTrainer) -> dict[str, list]:
+    def run_agent(prompts: list[str], trainer: "KnowledgeGRPOTrainer") -> dict[str, list]:
         """TRL's `rollout_func`: one trajectory a prompt, which is a question, in order."""
         trainer.longest = trainer.limits.max_response_tokens  # until it is known
         with trainer._engine() as engine:
