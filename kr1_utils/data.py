@@ -196,7 +196,7 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
         ValueError: for an unknown parameter, profile or override, or a bad seed.
         OSError: if OUT can not be written.
     """
-    given = _injected(parameters["In"]) if "In" in parameters else set(parameters)
+    given = _injected(parameters.get("In", [])) if "__name__" in parameters else set(parameters)
     unknown = sorted(given - set(PARAMETERS))
     if unknown:
         raise ValueError(f"Unknown parameter {unknown[0]!r}: the notebooks take {', '.join(PARAMETERS)}.")
@@ -210,7 +210,7 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         probe = out / ".write-test"
         probe.write_text("")
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise type(error)(f"OUT={out} can not be written: {error.strerror or error}.") from None
     return profile, out
@@ -293,11 +293,18 @@ def from_step(file: Path, step: int) -> Path:
     return file
 
 def resume_point(folder: Path, settings: dict) -> str | None:
-    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder.
+    """The last complete checkpoint in `folder` of a run with these settings; else clear the folder. Where
+    several processes train, the first one does so before the others look.
 
     transformers writes trainer_state.json last, so a checkpoint without a readable one was cut off. A run
     that ran out of memory may go on with other values of `LOWERED`.
     """
+    import torch
+    from accelerate import PartialState
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        return _resume_point(folder, settings)
+
+def _resume_point(folder: Path, settings: dict) -> str | None:
     note, stopped, text = folder / "settings.json", folder / OUT_OF_MEMORY, _plain(settings)
     before = note.read_text() if note.exists() else ""
     if before != text and not (stopped.exists() and before

@@ -114,12 +114,16 @@ def merged_weights(model: PeftModel):
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
         yield plain.replace("modules_to_save.default.", ""), weight
 
-def save_adapter(model, tokenizer, folder: str | os.PathLike) -> Path:
-    """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all."""
+def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | None = None) -> Path:
+    """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all.
+
+    Args:
+        weights: the model's state, gathered, where its own is spread over several processes.
+    """
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
+    model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)

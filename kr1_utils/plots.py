@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from os.path import commonprefix
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from kr1_utils import protocol
+from kr1_utils.data import write_whole
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
 PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
@@ -29,10 +31,11 @@ def use_style() -> None:
     })
 
 def save_fig(figure, folder: str | Path, name: str) -> Path:
-    """Write `figure` as PNG into `folder`/figures and return where."""
+    """Write `figure` as PNG into `folder`/figures (of several processes, the first does) and return where."""
     file = Path(folder) / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file)
+    if os.environ.get("RANK", "0") == "0":
+        write_whole(file, lambda out: figure.savefig(out, format="png"))
     return file
 
 def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", window: int = 0) -> None:

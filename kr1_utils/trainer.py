@@ -37,7 +37,8 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
         "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
         "max_completion_length": profile.limits.max_response_tokens, "report_to": "none",
         "reward_weights": rewards.reward_functions(profile)[1],
-        "disable_tqdm": True, "remove_unused_columns": False,
+        "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False, "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
 
 class KnowledgeGRPOTrainer(GRPOTrainer):

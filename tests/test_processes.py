@@ -1,0 +1,126 @@
+"""More than one process: the same training, no process waits for ever, and a kill loses nothing."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from kr1_utils import reproduce
+from kr1_utils.profiles import REPO
+
+WORKER = REPO / "tests" / "train_worker.py"
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--mixed_precision=no",
+          "--dynamo_backend=no", "--main_process_port=0", "--num_processes=2"]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+SHORT = ["--profile", "tiny", "--num-processes", "2", *(f"--set={key}={value}" for key, value in dict(
+    max_steps=6, per_device_train_batch_size=16, num_generations=4, save_steps=2).items())]
+TIMED = ("step_time", "peak_memory_gib")
+
+
+def work(folder, mode, processes=1):
+    """Run the worker to its end; a deadlock is a failure, not a test without end."""
+    done = subprocess.run([sys.executable, *(LAUNCH if processes > 1 else []), str(WORKER), str(folder), mode],
+                          env=ONE_THREAD, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = folder / f"{mode}_{processes}"
+    return log_of(out), torch.load(out / "weights.pt", weights_only=True)
+
+
+def log_of(out):
+    with (out / "train_log.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def call(out, only):
+    return [sys.executable, "-m", "kr1_utils.reproduce", *SHORT, "--out", str(out), "--only", only]
+
+
+def test_two_processes_train_as_one_does_on_the_same_rollouts(tmp_path):
+    work(tmp_path, "record")
+    (log, weights), (log_2, weights_2) = (work(tmp_path, "replay", n) for n in (1, 2))
+    assert [r["step"] for r in log_2] == [r["step"] for r in log] == ["1", "2", "3"]
+    for row, row_2 in zip(log, log_2):
+        for column in ("loss", "grad_norm", "reward", "entropy", "frac_reward_zero_std", "searches"):
+            assert float(row_2[column]) == pytest.approx(float(row[column]), abs=1e-4), column
+    assert weights.keys() == weights_2.keys()
+    assert max((weights[n] - weights_2[n]).abs().max() for n in weights) < 1e-4
+    start = [w for n, w in weights.items() if "lora_B" in n]  # LoRA's B is 0 before training
+    assert max(w.abs().max() for w in start) > 5e-4  # it has moved by more than the difference allowed
+
+
+def test_no_process_waits_for_ever_where_the_other_ones_conversations_are_longer(tmp_path):
+    log, _ = work(tmp_path, "ragged", 2)
+    assert [r["step"] for r in log] == ["1", "2", "3"]
+    assert {float(r["searches"]) for r in log} == {2.5}  # none in the first, five in the other
+
+
+def test_a_number_of_processes_that_changes_the_experiment_is_refused(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "kr1_utils.reproduce", "--out", str(tmp_path / "out"),
+                           "--num-processes", "3"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "must divide the 64 trajectories" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_error_in_a_process_ends_all_with_one_sentence(tmp_path):
+    done = subprocess.run(call(tmp_path, "03"), env=ONE_THREAD, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "run 01_build_index first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_two_processes_goes_on_and_ends_as_an_undisturbed_one(tmp_path):
+    logs = {}
+    for name in ("undisturbed", "killed"):
+        out = tmp_path / name
+        subprocess.run(call(out, "01"), env=ONE_THREAD, check=True, capture_output=True, timeout=600)
+        if name == "killed":
+            with subprocess.Popen(call(out, "03"), env=ONE_THREAD, text=True, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT) as run:
+                for _ in run.stdout:
+                    if (out / "train_log.csv").exists() and len(log_of(out)) >= 3:
+                        break
+                run.send_signal(signal.SIGKILL)
+            assert run.returncode == -signal.SIGKILL
+        subprocess.run(call(out, "03"), env=ONE_THREAD, check=True, capture_output=True, timeout=600)
+        logs[name] = [{k: v for k, v in row.items() if k not in TIMED} for row in log_of(out)]
+        rows = [json.loads(line)["step"] for line in (out / "trajectories.jsonl").read_text().splitlines()]
+        assert rows == [step for step in range(1, 7) for _ in range(4)]
+    assert logs["killed"] == logs["undisturbed"] and len(logs["killed"]) == 6
+
+
+@pytest.mark.slow
+def test_two_processes_learn_as_one_does(tmp_path):
+    learning = dict(max_steps=48, per_device_train_batch_size=48, save_steps=16)
+    sets = [f"--set={key}={value}" for key, value in learning.items()]
+    common = ["--profile", "tiny", "--num-processes", "2", "--out", str(tmp_path), *sets]
+    for number in ("01", "03"):
+        reproduce.reproduce(reproduce.arguments([*common, "--only", number]))
+    log = log_of(tmp_path)
+    assert [int(r["step"]) for r in log] == list(range(1, 49))
+    first, last = ([float(r[c]) for r in part for c in ["accuracy_reward"]] for part in (log[:10], log[-10:]))
+    assert sum(last) / 10 > sum(first) / 10 + 0.1
+    assert "48 steps" in (tmp_path / "03.log").read_text() and (tmp_path / "checkpoint").is_dir()
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "data" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem)
+def test_accelerate_loads_the_config(file):
+    config = load_config_from_file(str(file))
+    assert config.distributed_type.value == {"ddp": "MULTI_GPU", "fsdp": "FSDP"}.get(file.stem, "DEEPSPEED")
+    args = launch_command_parser().parse_args(["--config_file", str(file), "--num_processes", "2", "03.py"])
+    args, *_ = _validate_launch_command(args)
+    assert args.num_processes == 2 and args.mixed_precision == "bf16"
+    assert args.use_deepspeed == file.stem.startswith("zero") and args.use_fsdp == (file.stem == "fsdp")
+    if args.use_deepspeed:
+        assert args.zero_stage == int(file.stem[-1])
+
+
+def test_readme_names_every_config():
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    assert all(f"data/accelerate/{f.name}" in readme for f in (REPO / "data" / "accelerate").iterdir())

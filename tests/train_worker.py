@@ -1,0 +1,97 @@
+"""Launched by Accelerate, or alone, in test_processes.py: three training steps on the same 16 rows a step.
+
+Usage: train_worker.py FOLDER MODE. "record" samples, and keeps the rollouts in FOLDER/rollouts.pkl; "replay"
+takes them from there; "ragged" has one process's conversations end after one turn, the other's after six.
+"""
+
+import copy
+import os
+import pickle
+import sys
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from helpers import ANSWER, SEARCH
+from transformers import set_seed
+
+from kr1_utils import alarms, data, models, trainer
+from kr1_utils.agent import ScriptedEngine
+from kr1_utils.profiles import REPO, resolve
+from kr1_utils.retriever import Retriever
+
+ROWS, STEPS = 16, 3
+
+
+def sampled_length(trajectory, **_):
+    """A reward that differs within nearly every group, so that there is a gradient."""
+    return [t.sampled_length / 10 for t in trajectory]
+
+
+class Recorder(trainer.KnowledgeGRPOTrainer):
+    """Keeps all rollouts by step and question."""
+
+    kept: dict = defaultdict(lambda: defaultdict(list))
+
+    @staticmethod
+    def run_agent(prompts, self):
+        made = trainer.KnowledgeGRPOTrainer.run_agent(prompts, self)
+        for prompt, t in zip(prompts, made["trajectory"], strict=True):
+            self.kept[self.state.global_step][prompt].append(copy.deepcopy(t))
+        return made
+
+
+class Player(trainer.KnowledgeGRPOTrainer):
+    """Plays recorded rollouts; each process the ones of its own questions."""
+
+    @staticmethod
+    def run_agent(prompts, self):
+        left = {q: list(ts) for q, ts in self.kept[self.state.global_step].items()}
+        trajectories = [left[prompt].pop(0) for prompt in prompts]
+        self._record(trajectories)
+        return {"prompt_ids": [t.prompt_ids for t in trajectories], "logprobs": None,
+                "completion_ids": [t.completion_ids for t in trajectories],
+                "env_mask": [t.loss_mask for t in trajectories], "trajectory": trajectories}
+
+
+class Ragged(trainer.KnowledgeGRPOTrainer):
+    """The first process answers at once, the other one searches as long as it may."""
+
+    @contextmanager
+    def _engine(self):
+        first = self.accelerator.is_main_process
+        script = [ANSWER] if first else [*[SEARCH] * self.limits.max_turns, ANSWER]
+        yield ScriptedEngine(self.processing_class, dict.fromkeys(self.train_dataset["prompt"], script))
+
+
+def main(folder: Path, mode: str) -> None:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    profile = resolve("tiny", dict(max_steps=STEPS, per_device_train_batch_size=ROWS // processes,
+                                   num_generations=4, warmup_steps=0, save_steps=99, learning_rate=5e-4))
+    out = folder / f"{mode}_{processes}"
+    set_seed(1)
+    model, tokenizer = models.load(profile.model)
+    passages = data.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
+    questions = data.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:40]
+    kind = {"record": Recorder, "replay": Player, "ragged": Ragged}[mode]
+    run = kind(model, args=trainer.grpo_config(profile, 42, out / "state", reward_weights=[1.0]),
+               processing_class=tokenizer, train_dataset=data.training_set(questions),
+               retriever=Retriever.build(passages), limits=profile.limits, folder=out,
+               system_prompt=profile.system_prompt, peft_config=models.lora_config(profile),
+               reward_funcs=[sampled_length])
+    if mode == "replay":
+        run.kept = pickle.loads((folder / "rollouts.pkl").read_bytes())
+    run.add_callback(alarms.CollapseAlarms(run, out))  # it makes collective calls, too
+    run.train()
+    if mode == "record":
+        kept = {step: dict(by_question) for step, by_question in run.kept.items()}
+        (folder / "rollouts.pkl").write_bytes(pickle.dumps(kept))
+    weights = run.accelerator.get_state_dict(run.model_wrapped)
+    run.accelerator.end_training()
+    if run.accelerator.is_main_process:
+        torch.save({n: w for n, w in weights.items() if "lora" in n}, out / "weights.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
