@@ -26,8 +26,8 @@ TIMED = ("step_time", "peak_memory_gib")
 
 def work(folder, mode, processes=1):
     """Run the worker to its end; a deadlock is a failure, not a test without end."""
-    done = subprocess.run([sys.executable, *(LAUNCH if processes > 1 else []), str(WORKER), str(folder), mode],
-                          env=ONE_THREAD, capture_output=True, text=True, timeout=600)
+    command = [*(LAUNCH if processes > 1 else []), str(WORKER), str(folder), mode]
+    done = subprocess.run([sys.executable, *command], env=ONE_THREAD, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     out = folder / f"{mode}_{processes}"
     return log_of(out), torch.load(out / "weights.pt", weights_only=True)
@@ -123,4 +123,4 @@ def test_accelerate_loads_the_config(file):
 
 def test_readme_names_every_config():
     readme = (REPO / "README.md").read_text(encoding="utf-8")
-    assert all(f"data/accelerate/{f.name}" in readme for f in (REPO / "data" / "accelerate").iterdir())
+    assert all(f"data/accelerate/{f.name}" in readme for f in (REPO / "data" / "accelerate").glob("*.yaml"))
