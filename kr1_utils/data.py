@@ -302,15 +302,14 @@ def from_step(file: Path, step: int) -> Path:
 
 def resume_point(folder: Path, settings: dict) -> str | None:
     """The last complete checkpoint in `folder` of a run with these settings; else clear the folder. Where
-    several processes train, the first one does so before the others look.
+    several processes train, the first one looks, and tells the others.
 
     transformers writes trainer_state.json last, so a checkpoint without a readable one was cut off. A run
     that ran out of memory may go on with other values of `LOWERED`.
     """
-    import torch
-    from accelerate import PartialState
-    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
-        return _resume_point(folder, settings)
+    import accelerate  # here, for the processes that make an index need none of it
+    found = [_resume_point(folder, settings) if accelerate.PartialState().is_main_process else None]
+    return accelerate.utils.broadcast_object_list(found)[0]
 
 def _resume_point(folder: Path, settings: dict) -> str | None:
     note, stopped, text = folder / "settings.json", folder / OUT_OF_MEMORY, _plain(settings)

@@ -1,11 +1,13 @@
 """Owns generation: token ids in, token ids out, cut exactly where the turn ends."""
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from llvmlite.binding.ffi import lib
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -17,6 +19,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from trl.generation.vllm_client import VLLMClient
 
 from kr1_utils.protocol import CLOSING
 
@@ -128,7 +131,7 @@ class TransformersEngine:
             self.model.set_attn_implementation("sdpa_grouped")
         try:
             made = self.model.generate(ids, attention_mask=attention, generation_config=config,
-                                       past_key_values=cache,
+                                       past_key_values=cache, synced_gpus=False,  # no process waits here
                                        stopping_criteria=StoppingCriteriaList([turn_end]))
         finally:
             self.model.train(was_training)
@@ -213,7 +216,10 @@ class VLLMEngine:
     def __init__(self, llm, tokenizer, end_of_turn: int, temperature: float = 1.0):
         self.llm, self.tokenizer, self.end_of_turn = llm, tokenizer, end_of_turn
         self.temperature, self.may_close = temperature, closing_tokens(tokenizer)
-        self.window = llm.llm_engine.model_config.max_model_len  # tokens
+        # A model's own generation_config.json is not asked: nothing but the temperature shapes the choice.
+        self.ending = {"ignore_eos": True, "stop_token_ids": [end_of_turn], "stop": list(CLOSING),
+                       "include_stop_str_in_output": True, "skip_special_tokens": False}
+        self.window = self._window()  # tokens
         self.computed = 0  # tokens computed so far: of prompts, where the cache had none, and sampled
 
     @classmethod
@@ -237,11 +243,8 @@ class VLLMEngine:
         """One turn for each prompt: at most `max_new_tokens[i]` ids, ending where the turn ends."""
         from vllm import SamplingParams
 
-        # A model's own generation_config.json is not asked: nothing but the temperature shapes the choice.
-        settings = [SamplingParams(
-            temperature=self.temperature, max_tokens=limit, logprobs=0, ignore_eos=True,
-            stop_token_ids=[self.end_of_turn], stop=list(CLOSING), include_stop_str_in_output=True,
-            skip_special_tokens=False) for limit in max_new_tokens]
+        settings = [SamplingParams(temperature=self.temperature, max_tokens=limit, logprobs=0, **self.ending)
+                    for limit in max_new_tokens]
         prompts = [{"prompt_token_ids": ids} for ids in prompt_ids]
         made = self.llm.generate(prompts, settings, use_tqdm=False)
         out = []
@@ -254,6 +257,9 @@ class VLLMEngine:
             out.append(Generation(ids, logprobs))
         return out
 
+    def _window(self) -> int:
+        return self.llm.llm_engine.model_config.max_model_len
+
     def _turn_length(self, ids) -> int:
         """Tokens up to the end of the turn: vLLM may find a closing tag a token late."""
         for n, token in enumerate(ids, 1):
@@ -261,6 +267,53 @@ class VLLMEngine:
             if token == self.end_of_turn or (may_close and closes(self.tokenizer, ids[:n])):
                 return n
         return len(ids)
+
+class ServerEngine(VLLMEngine):
+    """The same from a vLLM server, which may have other GPUs; `llm` is TRL's client of it. Each process asks
+    for its own turns, so that none waits for the conversations of another."""
+
+    def _window(self) -> int:
+        return self.llm.session.get(f"{self.llm.base_url}/v1/models").json()["data"][0]["max_model_len"]
+
+    def generate(self, prompt_ids: list[list[int]], max_new_tokens: list[int]) -> list[Generation]:
+        made = self.llm.generate(prompt_ids, temperature=self.temperature, max_tokens=max(max_new_tokens),
+                                 generation_kwargs=self.ending)
+        out = []
+        for ids, steps, limit in zip(made["completion_ids"], made["logprobs"], max_new_tokens, strict=True):
+            length = self._turn_length(ids[:limit])
+            out.append(Generation(ids[:length], [logprob for logprob, *_ in steps[:length]]))
+        return out
+
+@contextmanager
+def vllm_engine(vllm, *more):
+    """The engine of one rollout on TRL's `VLLMGeneration`, to which TRL has pushed this step's weights."""
+    if vllm.mode == "server":
+        vllm.accelerator.wait_for_everyone()  # for the first process, which pushes
+        url = vllm.server_base_url or f"http://{vllm.server_host}:{vllm.server_port}"
+        yield ServerEngine(VLLMClient(url), *more)
+        return
+    if vllm.enable_sleep_mode:
+        if vllm._llm_weights_sleeping:  # a second rollout in this step
+            vllm.sync_weights()
+        vllm.llm.wake_up(tags=["kv_cache"])
+    try:
+        yield VLLMEngine(vllm.llm, *more)
+    finally:
+        if vllm.enable_sleep_mode:
+            vllm.llm.sleep(level=2)  # drops the weights, which the next push brings back
+            vllm._llm_weights_sleeping = True
+
+@contextmanager
+def whole_weights(model):
+    """Every process holds all of a model that FSDP 2 has spread: passes then wait for no other process."""
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    yield
+    for part in parts:
+        part.set_reshard_after_forward(True, recurse=False)
+        part.reshard()
 
 def settle_vllm_on_cpu(reload: bool = False) -> None:
     """Make vLLM's CPU build run in this process and on any core. Call this before the engine starts.

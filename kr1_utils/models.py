@@ -113,11 +113,8 @@ def merged_weights(model: PeftModel):
         yield plain.replace("modules_to_save.default.", ""), weight
 
 def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | None = None) -> Path:
-    """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all.
-
-    Args:
-        weights: the model's state, gathered, where its own is spread over several processes.
-    """
+    """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all; `weights` is the
+    model's state, where its own is spread over several processes."""
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -6,26 +6,18 @@ parameters is not run again; what was cut off goes on where it was. `--dry-run` 
 """
 
 import argparse
-import ctypes
 import hashlib
 import json
-import os
-import re
 import runpy
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
 
-from kr1_utils.data import index_folder, setup, shown, write_text
+from kr1_utils.data import setup, shown, write_text
 from kr1_utils.profiles import PROFILES, REPO
 
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
@@ -40,7 +32,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="", help="folder with your own passages and questions")
     parser.add_argument("--only", choices=NOTEBOOKS, help="run this notebook alone")
     parser.add_argument("--force", action="store_true", help="run again what is complete")
-    parser.add_argument("--num-processes", type=int, default=1, help="that train together, on this machine")
+    parser.add_argument("--num-processes", type=int, default=1, help="that train together, one a GPU")
     parser.add_argument("--accelerate-config", default="", help="how, for example data/accelerate/fsdp.yaml")
     parser.add_argument("--dry-run", action="store_true", help="say what it would take, and touch nothing")
     parser.add_argument("--gpu-gib", type=int, help="for --dry-run: the GPU's memory; this one's or 80 GiB")
@@ -86,43 +78,6 @@ def run_notebook(number: str, parameters: dict, out: Path) -> float:
     failed.replace(out / f"{number}.ipynb")
     return time.perf_counter() - started
 
-def launch(parameters: dict, out: Path, processes: int, config: str) -> float:
-    """Train in several processes: Accelerate launches 03's code, OUT/03.py. What the first one prints goes to
-    the terminal and OUT/03.log, and at the end into OUT/03.ipynb. Returns the seconds it took.
-
-    Raises:
-        RuntimeError: if a process fails, with its error.
-    """
-    if not index_folder(out).exists():  # several processes would build it at once
-        raise RuntimeError(f"No index at {shown(index_folder(out))}: run 01_build_index first.")
-    source, started = REPO / "notebooks" / f"{NOTEBOOKS['03']}.ipynb", time.perf_counter()
-    notebook = parameterize_notebook(load_notebook_node(str(source)), parameters)
-    code = [(REPO / "data" / "accelerate" / "head.py").read_text(),
-            *(cell.source for cell in notebook.cells if cell.cell_type == "code")]
-    write_text(out / "03.py", "\n\n\n".join(code) + "\n")
-    how = ["--config_file", str(Path(config).resolve())] if config else [
-        "--multi_gpu", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]  # also without GPUs
-    command = [sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", str(processes),
-               "--main_process_port=0", str(out.resolve() / "03.py")]
-    die_with_me, lines = ctypes.CDLL(None).prctl, []
-    with subprocess.Popen(command, cwd=source.parent, env={**os.environ, "MPLBACKEND": "Agg"}, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
-                          preexec_fn=lambda: die_with_me(1, signal.SIGKILL)) as process, \
-            (out / "03.log").open("w", encoding="utf-8") as log:
-        for line in process.stdout:
-            lines.append(line)
-            print(line, end="", file=log, flush=True)
-            print(line, end="", flush=True)
-    if process.returncode:
-        errors = [line for line in lines if re.match(r"(\[rank\d+\]: *)?\w*(Error|Exception)\b", line)]
-        why = (errors[:1] or lines[-1:] or ["it said nothing"])[0].strip()
-        raise RuntimeError(f"Stopped in notebook {NOTEBOOKS['03']}, in {processes} processes: {why} "
-                           f"(see {shown(out / '03.log')})")
-    said = f"Run as 03.py in {processes} processes, which said:\n\n```\n{''.join(lines)}```"
-    notebook.cells.append(nbformat.v4.new_markdown_cell(said))
-    write_text(out / "03.ipynb", nbformat.writes(notebook))
-    return time.perf_counter() - started
-
 def reproduce(args: argparse.Namespace) -> dict:
     """Run what is asked for and return what summary.json then holds.
 
@@ -133,11 +88,9 @@ def reproduce(args: argparse.Namespace) -> dict:
                   "OVERRIDES": args.overrides}
     profile, out = setup(parameters)
     rows, processes = profile.grpo["per_device_train_batch_size"], args.num_processes
+    config = args.accelerate_config and str(Path(args.accelerate_config).resolve(strict=True))
     if processes < 1 or rows % processes:
-        raise ValueError(f"--num-processes {processes} must divide the {rows} trajectories of a batch "
-                         "(per_device_train_batch_size), so that the experiment stays the same.")
-    if args.accelerate_config and not Path(args.accelerate_config).is_file():
-        raise FileNotFoundError(f"No config of Accelerate at {args.accelerate_config}.")
+        raise ValueError(f"--num-processes {processes} must divide the {rows} trajectories of a batch.")
     # Notebooks run in their own folder, so relative paths are made absolute here.
     parameters["OUT"] = args.out and str(out.resolve())
     if args.data and Path(args.data).is_dir():
@@ -147,9 +100,9 @@ def reproduce(args: argparse.Namespace) -> dict:
     for number, name in NOTEBOOKS.items():
         source = (REPO / "notebooks" / f"{name}.ipynb").read_bytes()
         # A notebook also depends on the ones before it, so their stamps go into its own.
-        own = f"{processes} {args.accelerate_config}" if number == "03" and processes > 1 else ""
-        earlier = stamp = hashlib.sha256(
-            f"{earlier}{json.dumps(parameters, sort_keys=True)}{own}".encode() + _code(source)).hexdigest()
+        own = (processes, config, rows // processes) if number == "03" and (processes > 1 or config) else ()
+        depends = f"{earlier}{json.dumps(parameters, sort_keys=True)}{own or ''}".encode() + _code(source)
+        earlier = stamp = hashlib.sha256(depends).hexdigest()
         if args.only not in (None, number):
             continue
         taken = None if args.force else complete(out, number, stamp)
@@ -157,12 +110,8 @@ def reproduce(args: argparse.Namespace) -> dict:
             print(f"{name:20} complete already, {taken:.0f} s", flush=True)
         else:
             print(f"{name:20} …", end=" ", flush=True)
-            if own:
-                share = parameters["OVERRIDES"] | {"per_device_train_batch_size": rows // processes}
-                taken = launch({**parameters, "OVERRIDES": share}, out, processes, args.accelerate_config)
-            else:
-                taken = run_notebook(number, parameters, out)
-            taken = round(taken, 1)
+            run = runpy.run_path(str(REPO / "data/accelerate/launch.py"))["launch"] if own else run_notebook
+            taken = round(run(number, parameters, out, *own), 1)
             write_text(out / ".done" / f"{number}.json", json.dumps({"stamp": stamp, "seconds": taken}))
             print(f"{taken:.0f} s", flush=True)
     return _add_seconds(out)

@@ -19,7 +19,7 @@ from trl.models import unwrap_model_for_generation
 from kr1_utils import protocol, rewards
 from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
 from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, write_text
-from kr1_utils.engines import TransformersEngine, VLLMEngine, settle_vllm_on_cpu
+from kr1_utils.engines import TransformersEngine, settle_vllm_on_cpu, vllm_engine, whole_weights
 from kr1_utils.memory import micro_batches, peak_gib, rows_of
 from kr1_utils.models import merged_weights
 from kr1_utils.profiles import Limits, Profile
@@ -35,7 +35,7 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
         "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
         "max_completion_length": profile.limits.max_response_tokens,
         "reward_weights": rewards.reward_functions(profile)[1],
-        "disable_tqdm": True, "use_cpu": not torch.cuda.is_available(),
+        "disable_tqdm": True, "use_cpu": not torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False, "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
 
@@ -65,8 +65,6 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         if kwargs["args"].max_completion_length != limits.max_response_tokens:
             raise ValueError(f"max_completion_length={kwargs['args'].max_completion_length} must equal "
                              f"max_response_tokens={limits.max_response_tokens}.")
-        if kwargs["args"].use_vllm and kwargs["args"].vllm_mode != "colocate":
-            raise ValueError('The agent loop needs vllm_mode="colocate": each turn has limits of its own.')
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # `rollout_func` is marked experimental
         reward_funcs = reward_funcs or [rewards.accuracy_reward, rewards.format_reward]
         if kwargs["args"].use_vllm and not torch.cuda.is_available():
@@ -172,6 +170,11 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                            " The run is saved: lower max_response_tokens or tokens_per_micro_batch, and it "
                            f"goes on from there.\n{advice}")
 
+    def _save_rng_state(self, output_dir):
+        """transformers', for all processes before the first one notes that the checkpoint is complete."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
     @staticmethod
     def run_agent(prompts: list[str], trainer: "KnowledgeGRPOTrainer") -> dict[str, list]:
         """TRL's `rollout_func`: one trajectory a prompt, which is a question, in order."""
@@ -200,21 +203,12 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
     def _engine(self):
         """The engine of one rollout, with this step's weights for all its turns."""
         more = (self.processing_class, self.chat.end_of_turn, self.temperature)
-        if not self.use_vllm:
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-                yield TransformersEngine(model, *more)
+        if self.use_vllm:
+            with vllm_engine(self.vllm_generation, *more) as engine:
+                yield engine
             return
-        vllm = self.vllm_generation  # TRL has pushed the weights, once a step
-        if vllm.enable_sleep_mode:
-            if vllm._llm_weights_sleeping:  # a second rollout in this step
-                vllm.sync_weights()
-            vllm.llm.wake_up(tags=["kv_cache"])
-        try:
-            yield VLLMEngine(vllm.llm, *more)
-        finally:
-            if vllm.enable_sleep_mode:
-                vllm.llm.sleep(level=2)  # drops the weights, which the next push brings back
-                vllm._llm_weights_sleeping = True
+        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model, whole_weights(model):
+            yield TransformersEngine(model, *more)  # model: all of it, also where it is spread over processes
 
     def _record(self, trajectories: list[Trajectory]) -> None:
         """Add what TRL does not measure to this step's log, and keep one group of trajectories."""

@@ -26,8 +26,8 @@ TIMED = ("step_time", "peak_memory_gib")
 
 def work(folder, mode, processes=1):
     """Run the worker to its end; a deadlock is a failure, not a test without end."""
-    command = [sys.executable, *LAUNCH, WORKER] if processes > 1 else [sys.executable, WORKER]
-    done = subprocess.run([*command, folder, mode], env=ONE_THREAD, text=True, capture_output=True,
+    command = [*(LAUNCH if processes > 1 else []), str(WORKER), str(folder), mode]
+    done = subprocess.run([sys.executable, *command], env=ONE_THREAD, text=True, capture_output=True,
                           timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     out = folder / f"{mode}_{processes}"
