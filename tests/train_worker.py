@@ -1,7 +1,8 @@
 """Launched by Accelerate, or alone, in test_processes.py: three training steps on the same 16 rows a step.
 
 Usage: train_worker.py FOLDER MODE. "record" samples, and keeps the rollouts in FOLDER/rollouts.pkl; "replay"
-takes them from there; "ragged" has one process's conversations end after one turn, the other's after six.
+takes them from there; "ragged" has one process's conversations end after one turn, the other's after six;
+"uneven" samples them from the model, and lets the first process's have one turn.
 """
 
 import copy
@@ -10,10 +11,14 @@ import pickle
 import sys
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from helpers import ANSWER, SEARCH
+from torch.distributed.fsdp import FSDPModule
 from transformers import set_seed
 
 from kr1_utils import alarms, data, models, trainer
@@ -22,6 +27,12 @@ from kr1_utils.profiles import REPO, resolve
 from kr1_utils.retriever import Retriever
 
 ROWS, STEPS = 16, 3
+
+
+def spread_on_cpu() -> None:
+    """Accelerate spreads weights over GPUs only: with gloo for its backend, it does the same on a CPU."""
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
 
 
 def sampled_length(trajectory, **_):
@@ -69,21 +80,29 @@ def main(folder: Path, mode: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     profile = resolve("tiny", dict(max_steps=STEPS, per_device_train_batch_size=ROWS // processes,
                                    num_generations=4, warmup_steps=0, save_steps=99, learning_rate=5e-4))
-    out = folder / f"{mode}_{processes}"
+    how = os.environ.get("HOW", "alone")
+    out = folder / f"{mode}_{how}"
     set_seed(1)
     model, tokenizer = models.load(profile.model)
     passages = data.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
     questions = data.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:40]
-    kind = {"record": Recorder, "replay": Player, "ragged": Ragged}[mode]
-    run = kind(model, args=trainer.grpo_config(profile, 42, out / "state", reward_weights=[1.0]),
+    kind = {"record": Recorder, "replay": Player, "ragged": Ragged}.get(mode, trainer.KnowledgeGRPOTrainer)
+    spread = how not in ("alone", "ddp")
+    if spread:
+        spread_on_cpu()
+    config = trainer.grpo_config(profile, 42, out / "state", reward_weights=[1.0], use_cpu=not spread)
+    run = kind(model, args=config,
                processing_class=tokenizer, train_dataset=data.training_set(questions),
                retriever=Retriever.build(passages), limits=profile.limits, folder=out,
                system_prompt=profile.system_prompt, peft_config=models.lora_config(profile),
                reward_funcs=[sampled_length])
     if mode == "replay":
         run.kept = pickle.loads((folder / "rollouts.pkl").read_bytes())
+    if mode == "uneven" and run.accelerator.is_main_process:
+        run.limits = replace(run.limits, max_turns=0)
     run.add_callback(alarms.CollapseAlarms(run, out))  # it makes collective calls, too
     run.train()
+    assert any(isinstance(m, FSDPModule) for m in run.model.modules()) == (how == "fsdp")
     if mode == "record":
         kept = {step: dict(by_question) for step, by_question in run.kept.items()}
         (folder / "rollouts.pkl").write_bytes(pickle.dumps(kept))

@@ -26,6 +26,8 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # a process must not outlive its launcher
 if torch.cuda.is_available():
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+else:
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # its own is "cpu:0", where no checkpoint can be loaded to
 if int(os.environ["RANK"]):
     sys.stdout = open(os.devnull, "w")  # the first one speaks for all
 """
