@@ -2,11 +2,13 @@
 
 import ast
 import csv
+import ctypes
 import gzip
 import io
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,14 +253,49 @@ def reference(file: Path) -> Path:
     return shipped
 
 def write_whole(file: str | os.PathLike, write) -> None:
-    """Let `write` fill a file, whole or not at all: beside it first, then renamed over it."""
+    """Let `write` fill a file, whole or not at all: beside it first, synced, then renamed over it.
+
+    Raises:
+        OSError: naming the file, if it can not be written; what was there before stays.
+    """
     file = Path(file)
     part = file.with_name(file.name + ".part")
-    with part.open("wb") as out:
-        write(out)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    try:
+        with part.open("wb") as out:
+            write(out)
+        sync(part)
+        part.replace(file)
+        sync(file.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise type(error)(f"{shown(file)} can not be written: {error.strerror or error}.") from None
+
+def sync(*paths: Path) -> None:
+    """Wait until the disk holds these files and folders as they are now."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+def replace(folder: Path, part: Path | None = None) -> None:
+    """Remove a folder if it is there, and give its name to `part`. If this is cut off, no half-removed folder
+    bears the name."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    if part:
+        sync(*part.iterdir(), part)
+        part.rename(folder)
+        sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+def end_with(parent: int) -> None:
+    """Have Linux kill this process when the one that started it ends: no two may write to one place."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:  # too late for the signal
+            os._exit(1)
 
 def write_text(file: str | os.PathLike, text: str) -> None:
     """Write a text file whole or not at all."""
@@ -316,7 +353,7 @@ def _resume_point(folder: Path, settings: dict) -> str | None:
     before = note.read_text() if note.exists() else ""
     if before != text and not (stopped.exists() and before
                                and _plain(json.loads(before), LOWERED) == _plain(settings, LOWERED)):
-        shutil.rmtree(folder, ignore_errors=True)
+        replace(folder)
         folder.mkdir(parents=True)
     write_text(note, text)
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):

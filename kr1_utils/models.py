@@ -11,6 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from kr1_utils.data import replace
 from kr1_utils.profiles import REPO, Profile
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -120,8 +121,7 @@ def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | No
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    replace(folder, part)
     return folder
 
 def export_merged(model, tokenizer, folder: str | os.PathLike) -> Path:
