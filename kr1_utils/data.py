@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
 
+csv.field_size_limit(2**31 - 1)  # a passage may be long
 LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
     "step": "step", "reward": "reward", "accuracy_reward": "rewards/accuracy_reward/mean",
     "format_reward": "rewards/format_reward/mean", "loss": "loss", "learning_rate": "learning_rate",
@@ -299,7 +300,7 @@ def end_with(parent: int) -> None:
 
 def write_text(file: str | os.PathLike, text: str) -> None:
     """Write a text file whole or not at all."""
-    write_whole(file, lambda out: out.write(text.encode("utf-8")))
+    write_whole(file, lambda out: out.write(text.encode("utf-8", "backslashreplace")))  # as JSON has it
 
 def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
     """One JSON object a line, written whole or not at all."""
@@ -331,7 +332,7 @@ def append_log(file: Path, row: dict) -> None:
 def from_step(file: Path, step: int) -> Path:
     """The file of trajectories, without what a cut-off run wrote from `step` on."""
     if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = io.StringIO(file.read_text(encoding="utf-8")).readlines()  # U+2028 ends no line
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
         if len(kept) < len(lines):
             write_text(file, "".join(kept))

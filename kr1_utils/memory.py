@@ -233,7 +233,7 @@ def rows_of(batch: dict, rows: list[int]) -> dict:
 def config_of(model: str):
     """The config of a folder, of a model whose config lies in data/reference/configs, or from the hub."""
     shipped = REPO / "data" / "reference" / "configs" / f"{model.rsplit('/', 1)[-1]}.json"
-    return AutoConfig.from_pretrained(shipped if shipped.is_file() else locate(model))
+    return AutoConfig.from_pretrained(shipped if shipped.exists() else locate(model), trust_remote_code=False)
 
 def count_parameters(model: str) -> int:
     """How many weights a model has, given its config (see `config_of`)."""

@@ -71,8 +71,9 @@ def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = 
     packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
                                  bnb_4bit_use_double_quant=True) if four_bit else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, quantization_config=packing)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, quantization_config=packing, trust_remote_code=False, weights_only=True)
     except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer
         raise FileNotFoundError(
             f"Model {model!r} is neither a folder with a model nor to be had from the hub "

@@ -170,7 +170,7 @@ class _Shard:
     @classmethod
     def open(cls, folder: Path, shard: dict) -> "_Shard":
         # One file, for each takes a descriptor; a plain view, for looking into a memmap is slow.
-        whole = np.load(folder / shard["index"], mmap_mode="r").view(np.ndarray)
+        whole = np.load(folder / shard["index"], mmap_mode="r", allow_pickle=False).view(np.ndarray)
         sizes = (2 * shard["words"], 2 * shard["passages"] + 2, shard["words"] + 1, shard["postings"])
         words, offsets, indptr, rows, data = np.split(whole, np.cumsum(sizes))
         with (folder / shard["text"]).open("rb") as file:
@@ -271,7 +271,7 @@ def _cut(part: Path, number: int, rows: list[dict], stemmer: str, stop_words: st
     digest = hashlib.sha256(b"".join([settings, *lines])).hexdigest()
     file, kept = part / f"{number:05d}.npz", ("digest", "words", "counts", "length", "passages")
     if file.exists():
-        with np.load(file) as before:
+        with np.load(file, allow_pickle=False) as before:
             if before["digest"] == digest:
                 return {key: before[key] for key in kept}
     # bm25s tokenizes every distinct piece between blanks once; most are one word.
@@ -303,11 +303,11 @@ def _cut(part: Path, number: int, rows: list[dict], stemmer: str, stop_words: st
 def _score(part: Path, number: int, mean_length: float, corpus: str) -> dict:
     """Write one shard's matrix of scores, unless it is there; return what `_Shard.open` wants to know."""
     name, text = f"{number:05d}.{corpus}.npy", f"{number:05d}.jsonl"
-    with np.load(part / f"{number:05d}.npz") as shard:
+    with np.load(part / f"{number:05d}.npz", allow_pickle=False) as shard:
         words, counts, lengths = shard["words"], shard["counts"], shard["lengths"]
         if not (part / name).exists():
-            at = np.searchsorted(np.load(part / "all.words.npy", mmap_mode="r"), words)
-            idf = np.load(part / "all.idf.npy", mmap_mode="r")[at]
+            at = np.searchsorted(np.load(part / "all.words.npy", mmap_mode="r", allow_pickle=False), words)
+            idf = np.load(part / "all.idf.npy", mmap_mode="r", allow_pickle=False)[at]
             indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
             indices, data = _postings(shard["tokens"], lengths, indptr, idf, mean_length, *BM25.values())
             arrays = words, shard["offsets"], indptr, indices, data

@@ -223,7 +223,8 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         if mode == "train" and self.accelerator.is_main_process:
             group = trajectories[: self.num_generations]
             rows = [{"step": self.state.global_step + 1, **t.said()} for t in group]
-            with from_step(self.folder / "trajectories.jsonl", rows[0]["step"]).open("a") as out:
+            file = from_step(self.folder / "trajectories.jsonl", rows[0]["step"])
+            with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
                 out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
