@@ -80,6 +80,26 @@ def memory_over_length(forecasts: pd.DataFrame):
     return figure
 
 
+def before_after(rows: pd.DataFrame, label: str = "exact match"):
+    """Grouped bars with 95 % intervals.
+
+    Args:
+        rows: columns `type`, `when`, `mean`, `low`, `high`; `when` is "before" or "after".
+    """
+    figure, ax = plt.subplots(figsize=(8, 3.6))
+    types = list(dict.fromkeys(rows["type"]))
+    for when, shift, color, hatch in (("before", -0.2, "#c9d6e3", "//"), ("after", 0.2, plots.BLUE, "")):
+        part = rows[rows["when"] == when].set_index("type").loc[types]
+        x = [i + shift for i in range(len(types))]
+        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
+        ax.bar(x, part["mean"], 0.38, label=when, color=color, hatch=hatch, edgecolor="white",
+               yerr=error, error_kw={"elinewidth": 1, "capsize": 2})
+    ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
+    ax.set(ylabel=label, ylim=(0, 1))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
+
+
 def stages(scores: pd.DataFrame):
     """One panel a metric, one bar a stage of training, with 95 % intervals.
 
@@ -105,7 +125,7 @@ def main() -> None:
     # The mean over seeds, with the widest interval that any seed gave.
     rows = scores[scores["metric"] == "em"].groupby(["type", "when"], sort=False, as_index=False).agg(
         {"mean": "mean", "low": "min", "high": "max"})
-    drawn = {"before_after": plots.before_after(rows), "six_panels": plots.six_panels(logs),
+    drawn = {"before_after": before_after(rows), "six_panels": plots.six_panels(logs),
              "lengths": plots.lengths(next(iter(logs.values()))),
              "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
              "memory_7b": memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),

@@ -273,8 +273,8 @@ def write_whole(file: str | os.PathLike, write) -> None:
 
 def sync(*paths: Path) -> None:
     """Wait until the disk holds these files and folders as they are now."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
+    for one in paths:
+        descriptor = os.open(one, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
 
@@ -368,7 +368,6 @@ def _resume_point(folder: Path, settings: dict) -> str | None:
 def _plain(settings: dict, without: tuple[str, ...] = ()) -> str:
     """Nested settings as one text, without some keys."""
     def keep(value):
-        return ({k: keep(v) for k, v in value.items() if k not in without} if isinstance(value, dict)
-                else value)
-
+        inside = isinstance(value, dict)
+        return {k: keep(v) for k, v in value.items() if k not in without} if inside else value
     return json.dumps(keep(settings), sort_keys=True, default=str)

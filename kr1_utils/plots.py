@@ -2,6 +2,8 @@
 
 import html
 import os
+from itertools import groupby
+from operator import itemgetter
 from os.path import commonprefix
 from pathlib import Path
 
@@ -72,25 +74,6 @@ def lengths(log: pd.DataFrame):
     ax.legend(loc="upper left", fontsize=9)
     return figure
 
-def before_after(rows: pd.DataFrame, label: str = "exact match"):
-    """Grouped bars with 95 % intervals.
-
-    Args:
-        rows: columns `type`, `when`, `mean`, `low`, `high`; `when` is "before" or "after".
-    """
-    figure, ax = plt.subplots(figsize=(8, 3.6))
-    types = list(dict.fromkeys(rows["type"]))
-    for when, shift, color, hatch in (("before", -0.2, "#c9d6e3", "//"), ("after", 0.2, BLUE, "")):
-        part = rows[rows["when"] == when].set_index("type").loc[types]
-        x = [i + shift for i in range(len(types))]
-        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
-        ax.bar(x, part["mean"], 0.38, label=when, color=color, hatch=hatch, edgecolor="white",
-               yerr=error, error_kw={"elinewidth": 1, "capsize": 2})
-    ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
-    ax.set(ylabel=label, ylim=(0, 1))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    return figure
-
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
@@ -100,22 +83,18 @@ def table_html(rows, header: tuple[str, ...] = ()) -> str:
 
 _COLORS = {"prompt": "#eeeeee", "header": "#e6d5ee", "model": "#cfe3f7", "observation": "#fbe3c4"}
 
-def _box(text: str, kind: str, title: str) -> str:
-    style = (f"background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;border-radius:4px;"
-             "white-space:pre-wrap;font-family:monospace;font-size:12px")
-    return f"<div style='{style}' title='{title}'><b>{title}</b>  {html.escape(text)}</div>"
-
 def conversation_html(trajectory, tokenizer) -> str:
     """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what was appended."""
-    parts = [_box(tokenizer.decode(trajectory.prompt_ids), "prompt", "prompt")]
-    ids, mask = trajectory.completion_ids, trajectory.loss_mask
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or mask[i] != mask[start]:
-            kind, title = ("model", "model, mask 1") if mask[start] else ("observation", "appended, mask 0")
-            parts.append(_box(tokenizer.decode(ids[start:i]), kind, title))
-            start = i
-    return "".join(parts)
+    names = {0: ("observation", "appended, mask 0"), 1: ("model", "model, mask 1"), 2: ("prompt", "prompt")}
+    t, boxes = trajectory, []
+    tokens = zip([2] * len(t.prompt_ids) + t.loss_mask, t.prompt_ids + t.completion_ids)
+    for who, run in groupby(tokens, key=itemgetter(0)):
+        kind, title = names[who]
+        text = html.escape(tokenizer.decode([i for _, i in run]))
+        boxes.append(f"<div style='background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;"
+                     "border-radius:4px;white-space:pre-wrap;font-family:monospace;font-size:12px' "
+                     f"title='{title}'><b>{title}</b>  {text}</div>")
+    return "".join(boxes)
 
 def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
                     advantage: float | None = None, tokens_in_batch: int | None = None) -> str:

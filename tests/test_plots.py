@@ -70,7 +70,7 @@ def test_before_after_puts_each_bar_at_its_value():
     rows = pd.DataFrame([{"type": t, "when": w, "mean": m, "low": m - 0.1, "high": m + 0.1}
                          for t, w, m in [("a_b", "after", 0.7), ("c", "after", 0.8),
                                          ("c", "before", 0.3), ("a_b", "before", 0.2)]])
-    ax = plots.before_after(rows).axes[0]
+    ax = draw["before_after"](rows).axes[0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a\nb", "c"]
     assert [round(p.get_height(), 6) for p in ax.patches] == [0.2, 0.3, 0.7, 0.8]
 
