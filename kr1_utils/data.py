@@ -186,8 +186,9 @@ def questions_of(where: dict[str, Path | None], name: str, eval_questions: int =
 def training_set(questions: list[dict]):
     """Questions as TRL's data set: `prompt` is the question, `golden_answers` goes to the rewards."""
     from datasets import Dataset
-    return Dataset.from_list([{"prompt": q["question"], "golden_answers": q["golden_answers"],
-                               "question_id": str(q["id"])} for q in questions])
+    rows = [{"prompt": q["question"], "golden_answers": q["golden_answers"], "question_id": str(q["id"])}
+            for q in questions]  # as JSON and back, for Arrow takes no half surrogate pair
+    return Dataset.from_list(json.loads(json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace")))
 
 def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.

@@ -79,7 +79,8 @@ def table_html(rows, header: tuple[str, ...] = ()) -> str:
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
     body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in r)
                    + "</tr>" for r in rows)
-    return f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
+    table = f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
+    return table.encode("utf-8", "replace").decode()  # a notebook with half a surrogate pair can't be saved
 
 _COLORS = {"prompt": "#eeeeee", "header": "#e6d5ee", "model": "#cfe3f7", "observation": "#fbe3c4"}
 
