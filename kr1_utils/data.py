@@ -8,7 +8,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -255,49 +254,38 @@ def reference(file: Path) -> Path:
     return shipped
 
 def write_whole(file: str | os.PathLike, write) -> None:
-    """Let `write` fill a file, whole or not at all: beside it first, synced, then renamed over it.
-
-    Raises:
-        OSError: naming the file, if it can not be written; what was there before stays.
-    """
+    """Let `write` fill a file, whole or not at all: beside it first, synced, then renamed over it."""
     file = Path(file)
     part = file.with_name(file.name + ".part")
     try:
         with part.open("wb") as out:
             write(out)
         sync(part)
-        part.replace(file)
-        sync(file.parent)
+        sync(part.replace(file).parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise type(error)(f"{shown(file)} can not be written: {error.strerror or error}.") from None
 
-def sync(*paths: Path) -> None:
-    """Wait until the disk holds these files and folders as they are now."""
-    for one in paths:
-        descriptor = os.open(one, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def sync(*files: str | os.PathLike) -> None:
+    """Wait until the disk holds these files or folders."""
+    for file in files:
+        os.fsync(number := os.open(file, os.O_RDONLY))
+        os.close(number)
 
-def replace(folder: Path, part: Path | None = None) -> None:
-    """Remove a folder if it is there, and give its name to `part`. If this is cut off, no half-removed folder
-    bears the name."""
+def replace(folder: Path, part: Path) -> None:
+    """Put `part` in the place of `folder`; a folder that is only half there never bears the name."""
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    if part:
-        sync(*part.iterdir(), part)
-        part.rename(folder)
-        sync(folder.parent)
+    sync(*part.iterdir())
+    sync(part.rename(folder).parent)
     shutil.rmtree(old, ignore_errors=True)
 
-def end_with(parent: int) -> None:
+def end_with_parent() -> None:
     """Have Linux kill this process when the one that started it ends: no two may write to one place."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != parent:  # too late for the signal
-            os._exit(1)
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 def write_text(file: str | os.PathLike, text: str) -> None:
     """Write a text file whole or not at all."""
@@ -355,7 +343,8 @@ def _resume_point(folder: Path, settings: dict) -> str | None:
     before = note.read_text() if note.exists() else ""
     if before != text and not (stopped.exists() and before
                                and _plain(json.loads(before), LOWERED) == _plain(settings, LOWERED)):
-        replace(folder)
+        note.unlink(missing_ok=True)  # first, for without it nothing in the folder counts
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     write_text(note, text)
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):

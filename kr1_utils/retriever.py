@@ -27,7 +27,7 @@ import Stemmer
 from bm25s.numba.selection import heap_push, sift_up
 from joblib import Parallel, cpu_count, delayed
 
-from kr1_utils.data import end_with, progress, read_passages, replace, write_whole
+from kr1_utils.data import end_with_parent, progress, read_passages, replace, write_whole
 
 STEMMER, STOP_WORDS = "english", "en"
 BM25 = {"k1": 0.9, "b": 0.4}  # Anserini's defaults, chosen for passages of a few sentences
@@ -91,7 +91,7 @@ class Retriever:
         part.mkdir(exist_ok=True)
         with (progress(total, "index", " passages", disable=total < SHARD) as bar,
               Parallel(min(cpu_count(), PROCESSES) if len(first) == SHARD else 1, return_as="generator",
-                       pre_dispatch="n_jobs") as processes):
+                       pre_dispatch="n_jobs", initializer=end_with_parent) as processes):
             manifest = _fill(part, chain(first, rows), stemmer, stop_words, processes, bar)
         manifest["corpus"] = corpus or manifest["corpus"]
         write_whole(part / MANIFEST, lambda f: f.write(json.dumps(manifest, indent=1).encode()))
@@ -236,8 +236,7 @@ def _fill(part: Path, rows: Iterator[dict], stemmer: str, stop_words: str, proce
     """Write all shards into `part`: first their tokens, then, with the statistics of all, their scores."""
     shards = enumerate(iter(lambda: list(islice(rows, SHARD)), []))
     known, digests, passages, length = [], [], 0, 0
-    parent = os.getpid() if processes.n_jobs > 1 else 0
-    for shard in processes(delayed(_cut)(part, n, some, stemmer, stop_words, parent) for n, some in shards):
+    for shard in processes(delayed(_cut)(part, n, some, stemmer, stop_words) for n, some in shards):
         known.append((shard["words"], shard["counts"]))
         if len(known) == 16:  # not each time: it sorts all words there are so far
             known = [_merged(known)]
@@ -262,10 +261,8 @@ def _fill(part: Path, rows: Iterator[dict], stemmer: str, stop_words: str, proce
             "stop_words": stop_words, "bm25": BM25, "corpus": corpus, "shards": made,
             "files": {name: (part / name).stat().st_size for name in files}}
 
-def _cut(part: Path, number: int, rows: list[dict], stemmer: str, stop_words: str, parent: int = 0) -> dict:
+def _cut(part: Path, number: int, rows: list[dict], stemmer: str, stop_words: str) -> dict:
     """Write one shard's passages and tokens, unless they are there; return their statistics."""
-    if parent:  # a process of its own
-        end_with(parent)
     lines = [_line(row) for row in rows]
     settings = json.dumps([stemmer, stop_words, BM25]).encode()
     digest = hashlib.sha256(b"".join([settings, *lines])).hexdigest()

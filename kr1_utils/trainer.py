@@ -18,7 +18,7 @@ from trl.models import unwrap_model_for_generation
 
 from kr1_utils import protocol, rewards
 from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
-from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, write_text
+from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, sync, write_text
 from kr1_utils.engines import TransformersEngine, settle_vllm_on_cpu, vllm_engine, whole_weights
 from kr1_utils.memory import micro_batches, peak_gib, rows_of
 from kr1_utils.models import merged_weights
@@ -170,9 +170,16 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                            " The run is saved: lower max_response_tokens or tokens_per_micro_batch, and it "
                            f"goes on from there.\n{advice}")
 
+    def _get_train_sampler(self, dataset=None):
+        """TRL's; a run that goes on in a later epoch finds that epoch's order."""
+        sampler = super()._get_train_sampler(dataset)
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
     def _save_rng_state(self, output_dir):
         """transformers', for all processes before the first one notes that the checkpoint is complete."""
         super()._save_rng_state(output_dir)
+        sync(*Path(output_dir).iterdir())
         self.accelerator.wait_for_everyone()
 
     @staticmethod
