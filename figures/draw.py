@@ -7,6 +7,11 @@ from kr1_utils import plots
 from kr1_utils.profiles import REPO
 
 REFERENCE = REPO / "data" / "reference"
+PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
+    "format_reward": "format reward (−1 to 1)", "accuracy_reward": "accuracy reward (0 to 1)",
+    "reward": "reward (sum)", "loss": "loss", "learning_rate": "learning rate",
+    "completion_length": "sampled tokens a trajectory",
+}
 
 
 def bench_agent(rows: pd.DataFrame):
@@ -100,6 +105,25 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
     return figure
 
 
+def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
+    """The panels of the original figure, one curve a run.
+
+    Args:
+        logs: label -> train_log.csv as a table.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
+    styles = [(plots.BLUE, "-"), (plots.ORANGE, "--"), (plots.GREY, "-."), ("#4d9a57", ":")]
+    for ax, (column, label) in zip(axes.flat, columns.items()):
+        for (name, log), (color, style) in zip(logs.items(), styles):
+            plots.curve(ax, log["step"], log[column], name, color, style)
+        ax.set_ylabel(label, fontsize=8)
+    for ax in axes[1]:
+        ax.set_xlabel("GRPO step")
+    if len(logs) > 1:
+        axes.flat[0].legend(fontsize=8)
+    return figure
+
+
 def stages(scores: pd.DataFrame):
     """One panel a metric, one bar a stage of training, with 95 % intervals.
 
@@ -125,7 +149,7 @@ def main() -> None:
     # The mean over seeds, with the widest interval that any seed gave.
     rows = scores[scores["metric"] == "em"].groupby(["type", "when"], sort=False, as_index=False).agg(
         {"mean": "mean", "low": "min", "high": "max"})
-    drawn = {"before_after": before_after(rows), "six_panels": plots.six_panels(logs),
+    drawn = {"before_after": before_after(rows), "six_panels": six_panels(logs),
              "lengths": plots.lengths(next(iter(logs.values()))),
              "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
              "memory_7b": memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),

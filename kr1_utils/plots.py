@@ -14,11 +14,6 @@ from kr1_utils import protocol
 from kr1_utils.data import write_whole
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
-PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
-    "format_reward": "format reward (−1 to 1)", "accuracy_reward": "accuracy reward (0 to 1)",
-    "reward": "reward (sum)", "loss": "loss", "learning_rate": "learning rate",
-    "completion_length": "sampled tokens a trajectory",
-}
 
 def use_style() -> None:
     """One look for all figures: thin axes, readable in grey."""
@@ -45,24 +40,6 @@ def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", wind
     axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
     axes.plot(x, y.rolling(window, min_periods=1, center=True).mean(), color=color, linewidth=2,
               linestyle=style, label=label or None)
-
-def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
-    """The panels of the original figure, one curve a run.
-
-    Args:
-        logs: label -> train_log.csv as a table.
-    """
-    figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
-    styles = [(BLUE, "-"), (ORANGE, "--"), (GREY, "-."), ("#4d9a57", ":")]
-    for ax, (column, label) in zip(axes.flat, columns.items()):
-        for (name, log), (color, style) in zip(logs.items(), styles):
-            curve(ax, log["step"], log[column], name, color, style)
-        ax.set_ylabel(label, fontsize=8)
-    for ax in axes[1]:
-        ax.set_xlabel("GRPO step")
-    if len(logs) > 1:
-        axes.flat[0].legend(fontsize=8)
-    return figure
 
 def lengths(log: pd.DataFrame):
     """Response length over training, split into what was sampled and what was retrieved."""

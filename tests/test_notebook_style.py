@@ -6,8 +6,8 @@ import re
 import statistics
 
 import pytest
-
 from helpers import exercises, solution_code
+
 from kr1_utils.profiles import PARAMETERS, REPO
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))

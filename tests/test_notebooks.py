@@ -10,9 +10,9 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from helpers import exercises, solution_code
 from papermill.exceptions import PapermillExecutionError
 
-from helpers import exercises, solution_code
 from kr1_utils import data, profiles, reproduce
 
 pytestmark = pytest.mark.notebook
@@ -26,7 +26,7 @@ PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki
 
 
 def run(name: str, out: Path, solved: bool = False, **parameters):
-    """Execute one notebook into `out` and return it; `solved` with the solutions of its exercises behind it."""
+    """Execute one notebook into `out` and return it, if `solved` with its exercises' solutions behind it."""
     out.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", 4)
     if solved:

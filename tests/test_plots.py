@@ -39,15 +39,15 @@ def text_of(markup):
 
 
 def test_six_panels_draw_the_log_columns_of_the_trainer(log):
-    assert set(plots.PANELS) <= set(LOG_COLUMNS)
-    figure = plots.six_panels({"one": log, "other": log})
-    assert [ax.get_ylabel() for ax in figure.axes] == list(plots.PANELS.values())
+    assert set(draw["PANELS"]) <= set(LOG_COLUMNS)
+    figure = draw["six_panels"]({"one": log, "other": log})
+    assert [ax.get_ylabel() for ax in figure.axes] == list(draw["PANELS"].values())
     assert [ax.get_xlabel() for ax in figure.axes[3:]] == ["GRPO step"] * 3
     assert all(len(ax.lines) == 4 for ax in figure.axes)  # raw and smoothed, of each run
 
 
 def test_two_runs_differ_in_more_than_colour(log):
-    lines = plots.six_panels({"one": log, "other": log}).axes[0].lines
+    lines = draw["six_panels"]({"one": log, "other": log}).axes[0].lines
     smooth = [line for line in lines if line.get_alpha() is None]
     assert len({line.get_linestyle() for line in smooth}) == 2
 
