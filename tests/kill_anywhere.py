@@ -24,9 +24,9 @@ from pathlib import Path
 from kr1_utils.profiles import REPO
 from kr1_utils.reproduce import NOTEBOOKS
 
-SETTINGS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 16, "num_generations": 4,
+SETTINGS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4,
             "eval_questions": 4, "bootstrap_samples": 20}
-COPIES = 6  # of the corpus, so that its index takes a while
+COPIES = 40  # of the corpus, so that its index takes a while
 # Place: the notebook, and the code of the cells from which and up to which it is.
 CELLS = {"index": ("01", "Retriever.build(where", "Retriever.build(where"),
          "step": ("03", "grpo.train(", "grpo.train("),
