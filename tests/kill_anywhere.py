@@ -24,9 +24,9 @@ from pathlib import Path
 from kr1_utils.profiles import REPO
 from kr1_utils.reproduce import NOTEBOOKS
 
-SETTINGS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 16, "num_generations": 4,
+SETTINGS = {"max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4,
             "eval_questions": 4, "bootstrap_samples": 20}
-COPIES = 6  # of the corpus, so that its index takes a while
+COPIES = 40  # of the corpus, so that its index takes a while
 # Place: the notebook, and the code of the cells from which and up to which it is.
 CELLS = {"index": ("01", "Retriever.build(where", "Retriever.build(where"),
          "step": ("03", "grpo.train(", "grpo.train("),
@@ -34,7 +34,8 @@ CELLS = {"index": ("01", "Retriever.build(where", "Retriever.build(where"),
          "saving": ("03", "models.save_adapter(", "shutil.rmtree("),
          "evaluation": ("04", "answer(base, test)", "summary.json")}
 PLACES = (*CELLS, "between")
-MADE = {"01": ["retrieval.json", "index"], "03": ["train_log.csv", "trajectories.jsonl", "checkpoint"],
+WEIGHTS = "checkpoint/adapter_model.safetensors"  # PEFT notes the layers' names beside it in any order
+MADE = {"01": ["retrieval.json", "index"], "03": ["train_log.csv", "trajectories.jsonl", WEIGHTS],
         "04": ["predictions.jsonl", "predictions_before.jsonl", "ladder.jsonl", "scores.csv", "summary.json"]}
 TIMES = {"step_time", "peak_memory_gib", "seconds", "passages_per_second", "queries_per_second"}
 
@@ -52,7 +53,7 @@ def content(file: Path):
         return {f.name: f.read_bytes() for f in file.iterdir()}
     if file.suffix == ".csv":
         return [untimed(row) for row in csv.DictReader(file.open())]
-    return untimed(json.loads(file.read_text())) if file.suffix == ".json" else file.read_text()
+    return untimed(json.loads(file.read_text())) if file.suffix == ".json" else file.read_bytes()
 
 
 def differences(one: Path, other: Path, numbers=tuple(MADE)) -> list[str]:
