@@ -103,8 +103,8 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
     part = profile.grpo["gradient_accumulation_steps"]
     whole = profile.grpo.get("steps_per_generation", part) * profile.grpo.get("num_iterations", 1)
     if (steps := profile.grpo.get("save_steps", 0)) * part % whole:
-        raise ValueError(f"save_steps={steps}: trajectories serve {whole / part:g} steps; from a checkpoint"
-                         " between them a run would not go on as it was.")
+        raise ValueError(f"save_steps={steps}: trajectories serve {whole / part:g} steps, and between "
+                         "those a run would not go on as it was.")
     if 0 < profile.tokens_per_micro_batch <= limits.max_response_tokens:
         raise ValueError(f"tokens_per_micro_batch={profile.tokens_per_micro_batch} is less than one row: a "
                          f"prompt and max_response_tokens={limits.max_response_tokens}.")
