@@ -73,7 +73,8 @@ def run_notebook(number: str, parameters: dict, out: Path) -> float:
     (out / ".done" / f"{number}.json").unlink(missing_ok=True)
     try:
         papermill.execute_notebook(source, failed, parameters=parameters, progress_bar=False,
-                                   cwd=source.parent, stderr_file=sys.stderr,  # where bars are drawn
+                                   cwd=source.parent, stderr_file=sys.stderr,  # where bars are drawn;
+                                   coalesce_streams=True,  # what is saved holds their last state
                                    extra_arguments=[f"--IPKernelApp.exec_lines={END_WITH_PARENT}"])
         write_whole(out / f"{number}.ipynb", lambda done: done.write(failed.read_bytes()))
     except PapermillExecutionError as error:
