@@ -22,6 +22,11 @@ log = (out / "train_log.csv").read_text().splitlines()
 assert len(log) == 3 and "accuracy_reward" in log[0]  # a header and two steps
 assert any(p.requires_grad and p.abs().sum() > 0
            for name, p in grpo.model.named_parameters() if "lora_B" in name)""",
+    "04_evaluate": """
+mean, low, high = intervals["2wiki", "em"]
+assert low < mean < high and round(mean, 3) == 0.754  # as data/reference has it""",
+    "05_response_length": """
+assert len(log) == 60 and (out / "figures" / "05_six_panels.png").stat().st_size > 10_000""",
 }
 
 
