@@ -18,7 +18,7 @@ import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from kr1_utils.data import setup, shown, write_text, write_whole
+from kr1_utils.data import index_folder, setup, shown, write_text, write_whole
 from kr1_utils.profiles import PROFILES, REPO
 
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
@@ -54,9 +54,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 def complete(out: Path, number: str, stamp: str) -> float | None:
-    """Seconds that notebook `number` took, if it was run to its end with this stamp; else None."""
+    """Seconds that notebook `number` took, if it ran to its end with this stamp and the index is there."""
     done = out / ".done" / f"{number}.json"
-    if not done.is_file() or not (out / f"{number}.ipynb").is_file():
+    if not (done.is_file() and (out / f"{number}.ipynb").is_file() and index_folder(out).is_dir()):
         return None
     record = json.loads(done.read_text())
     return record["seconds"] if record["stamp"] == stamp else None

@@ -152,7 +152,8 @@ def test_kernel_that_is_killed_for_memory_is_one_sentence(tmp_path):
         assert run.poll() is None
     os.kill(kernel, signal.SIGKILL)
     _, said = run.communicate(timeout=120)
-    assert run.returncode == 1 and sentence(said) == "Stopped in notebook 01_build_index: Kernel died"
+    assert run.returncode == 1
+    assert sentence(said).startswith("Stopped in notebook 01_build_index: Kernel died")  # … while it started
 
 
 def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path):
