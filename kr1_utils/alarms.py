@@ -35,11 +35,7 @@ class CollapseAlarms(TrainerCallback):
 
     The trajectories of that step are written to `folder`/alarm-<step>.jsonl. A sign warns once, and again
     only after it has gone. After a gradient that is not a number no checkpoint is made, for the weights are
-    spoiled: the last one is from before.
-
-    Args:
-        trainer: a `KnowledgeGRPOTrainer`; add this with `trainer.add_callback`.
-        stop: end training at the first alarm.
+    spoiled: the last one is from before. `trainer.add_callback` adds it; `stop` ends training at an alarm.
     """
 
     def __init__(self, trainer, folder: str | Path, stop: bool = False):

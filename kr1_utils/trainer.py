@@ -40,9 +40,7 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
         "dataloader_pin_memory": torch.cuda.is_available(), **profile.grpo, **changes})
 
 class KnowledgeGRPOTrainer(GRPOTrainer):
-    """GRPO on multi-turn search trajectories.
-
-    Takes what `GRPOTrainer` takes, and:
+    """GRPO on multi-turn search trajectories. Takes what `GRPOTrainer` takes, and what follows.
 
     Args:
         retriever: anything with `search(queries, k)`.
@@ -51,8 +49,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         folder: where `train_log.csv` and `trajectories.jsonl` grow.
         reward_funcs: the default is exact match and format.
         on_step: called with each row of the log, for progress.
-        tokens_per_micro_batch: padded tokens that one forward and backward pass may hold; a batch is cut into
-            parts, and the gradient stays that of the whole. 0 does not cut.
+        tokens_per_micro_batch: padded, in one pass; parts of a batch add up to its gradient. 0 does not cut.
         on_out_of_memory: called with the tokens of the longest response if memory runs out; returns advice.
 
     Raises:
@@ -151,6 +148,11 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                     out[i][rows, :ids.shape[1]] = part
         return tuple(out)
 
+    def _run_epoch(self, *args, **kwargs):
+        """transformers'; but a checkpoint of the last step is the end, where it would train one step more."""
+        self.control.should_training_stop |= self.state.global_step >= self.args.max_steps
+        return None if self.control.should_training_stop else super()._run_epoch(*args, **kwargs)
+
     def training_step(self, *args, **kwargs):
         """TRL's; where memory runs out, all steps so far are saved before the run stops."""
         try:
@@ -220,11 +222,9 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
     def _record(self, trajectories: list[Trajectory]) -> None:
         """Add what TRL does not measure to this step's log, and keep one group of trajectories."""
         mode, self.trajectories = "train" if self.model.training else "eval", trajectories
-        for name, values in (
-            ("retrieved_length", [t.retrieved_length for t in trajectories]),
-            ("searches", [t.searches for t in trajectories]),
-            ("truncated", [t.stop == "truncated" for t in trajectories]),
-        ):
+        for name, values in {"retrieved_length": [t.retrieved_length for t in trajectories],
+                             "searches": [t.searches for t in trajectories],
+                             "truncated": [t.stop == "truncated" for t in trajectories]}.items():
             local = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
             self._metrics[mode][name].append(self.accelerator.gather(local).mean().item())
         if mode == "train" and self.accelerator.is_main_process:

@@ -572,7 +572,8 @@ def test_trl_has_the_attributes_that_we_read(two_steps):
 def test_nothing_of_trl_is_overridden_but_what_is_tested_here():
     own = {name for name in vars(KnowledgeGRPOTrainer) if not name.startswith("__")}
     assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step", "_get_train_sampler",
-                                           "_get_per_token_logps_and_entropies", "_save_rng_state"}
+                                           "_get_per_token_logps_and_entropies", "_save_rng_state",
+                                           "_run_epoch"}
 
 
 def test_transformers_notes_a_checkpoint_as_complete_after_all_processes_saved_their_random_states():
@@ -599,3 +600,16 @@ def test_private_parts_of_trls_vllm_that_are_used_are_as_they_were():
     assert "self._llm_weights_sleeping = self.enable_sleep_mode" in source
     push = inspect.getsource(GRPOTrainer._generate)
     assert push.index("self.vllm_generation.sync_weights()") < push.index("self.rollout_func(prompts, self)")
+
+
+def test_a_checkpoint_of_the_last_step_is_the_end(tmp_path, questions, retriever):
+    """transformers would go on for one step more."""
+    run = make(tmp_path, questions, retriever, reward_funcs=[length_reward, length_reward])
+    run.train()
+    before = log_of(tmp_path), {n: p.detach().clone() for n, p in run.model.named_parameters() if "lora" in n}
+    again = make(tmp_path, questions, retriever, reward_funcs=[length_reward, length_reward])
+    again.train(resume_from_checkpoint=str(tmp_path / "state" / "checkpoint-2"))
+    assert log_of(tmp_path) == before[0] and len(before[0]) == 2
+    after = dict(again.model.named_parameters())
+    assert all(torch.equal(after[n], p) for n, p in before[1].items())
+    assert any(p.abs().sum() > 0 for n, p in before[1].items() if "lora_B" in n)
