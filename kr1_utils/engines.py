@@ -21,7 +21,6 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from trl.generation.vllm_client import VLLMClient
 
 from kr1_utils.protocol import CLOSING
 
@@ -290,6 +289,7 @@ class ServerEngine(VLLMEngine):
 def vllm_engine(vllm, *more):
     """The engine of one rollout on TRL's `VLLMGeneration`, to which TRL has pushed this step's weights."""
     if vllm.mode == "server":
+        from trl.generation.vllm_client import VLLMClient  # imports vLLM
         vllm.accelerator.wait_for_everyone()  # for the first process, which pushes
         url = vllm.server_base_url or f"http://{vllm.server_host}:{vllm.server_port}"
         yield ServerEngine(VLLMClient(url), *more)

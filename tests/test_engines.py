@@ -1,7 +1,10 @@
 """Generation: the batch changes nothing, and a turn is cut exactly where it ends."""
 
 import copy
+import json
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
+from trl.generation import vllm_client
 
 from kr1_utils import engines, protocol
 from kr1_utils.agent import rollout
-from kr1_utils.engines import TransformersEngine, TurnEnd, VLLMEngine
+from kr1_utils.engines import ServerEngine, TransformersEngine, TurnEnd, VLLMEngine
 from kr1_utils.models import load
 from kr1_utils.profiles import PROFILES, REPO
 
@@ -316,3 +320,50 @@ def test_vllm_that_is_not_installed_is_said_so(monkeypatch, tiny, chat):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match="requirements-gpu"):
         VLLMEngine.open("x", tiny[1], chat.end_of_turn)
+
+
+class Completions(BaseHTTPRequestHandler):
+    """Speaks a vLLM server's protocol, and says `server.said` to every prompt."""
+
+    def answer(self, content):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def do_GET(self):
+        self.answer({"data": [{"id": "tiny", "max_model_len": 512}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append(asked)
+        said = self.server.said
+        steps = {"tokens": [f"token_id:{i}" for i in said], "top_logprobs": [None] * len(said),
+                 "token_logprobs": [-float(n) for n in range(len(said))]}
+        self.answer({"choices": [{"prompt_token_ids": p, "token_ids": said, "logprobs": steps}
+                                 for p in asked["prompt"]]})
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Completions) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        server.asked = []
+        yield server
+        server.shutdown()
+
+
+def test_what_a_vllm_server_says_past_the_end_of_the_turn_is_dropped(server, monkeypatch, tiny, chat):
+    monkeypatch.setattr(vllm_client, "is_vllm_available", lambda: True)  # the client itself needs none of it
+    tokenizer, client = tiny[1], vllm_client.VLLMClient(f"http://127.0.0.1:{server.server_port}")
+    server.said = tokenizer("<search> Dara</search><think> more", add_special_tokens=False)["input_ids"]
+    engine = ServerEngine(client, tokenizer, chat.end_of_turn, temperature=0.7)
+    whole, cut = engine.generate([[5] * 8, [6] * 4], [20, 2])
+    assert tokenizer.decode(whole.ids) == "<search> Dara</search>" and cut.ids == server.said[:2]
+    assert [whole.logprobs, cut.logprobs] == [[-float(n) for n in range(len(g.ids))] for g in (whole, cut)]
+    asked, = server.asked
+    assert asked["prompt"] == [[5] * 8, [6] * 4] and engine.window == 512
+    assert (asked["max_tokens"], asked["temperature"], asked["top_k"], asked["top_p"]) == (20, 0.7, 0, 1.0)
+    assert asked["stop_token_ids"] == [chat.end_of_turn] and asked["include_stop_str_in_output"]

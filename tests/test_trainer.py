@@ -16,6 +16,7 @@ import trl
 from helpers import ANSWER, SEARCH, Babbler, Shelf, any_limits, any_scripts
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import Trainer
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
@@ -546,8 +547,15 @@ def test_trl_has_the_attributes_that_we_read(two_steps):
 
 def test_nothing_of_trl_is_overridden_but_what_is_tested_here():
     own = {name for name in vars(KnowledgeGRPOTrainer) if not name.startswith("__")}
-    assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step",
+    assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step", "_save_rng_state",
                                            "_get_per_token_logps_and_entropies"}
+
+
+def test_transformers_notes_a_checkpoint_as_complete_after_all_processes_saved_their_random_states():
+    source = inspect.getsource(GRPOTrainer._save_checkpoint) + inspect.getsource(Trainer._save_checkpoint)
+    assert source.index("self._save_rng_state(output_dir)") < source.index("save_to_json(")
+    ours = inspect.getsource(KnowledgeGRPOTrainer._save_rng_state)
+    assert ours.index("super()._save_rng_state") < ours.index("wait_for_everyone")
 
 
 def test_trl_is_the_pinned_version():
@@ -567,10 +575,3 @@ def test_private_parts_of_trls_vllm_that_are_used_are_as_they_were():
     assert "self._llm_weights_sleeping = self.enable_sleep_mode" in source
     push = inspect.getsource(GRPOTrainer._generate)
     assert push.index("self.vllm_generation.sync_weights()") < push.index("self.rollout_func(prompts, self)")
-
-
-def test_vllm_in_another_process_is_refused(tiny, questions, retriever, tmp_path):
-    with pytest.raises(ValueError, match='needs vllm_mode="colocate"'):
-        KnowledgeGRPOTrainer(
-            tiny[0], retriever=retriever, limits=TINY.limits, folder=tmp_path, processing_class=tiny[1],
-            args=trainer.grpo_config(TINY, 42, tmp_path, use_vllm=True, vllm_mode="server"))

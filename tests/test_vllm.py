@@ -1,13 +1,18 @@
 """Real vLLM, its CPU build, in the environment that tests/vllm_env.sh makes: `-m vllm`."""
 
 import os
+import socket
+import subprocess
+import sys
 
+import pandas as pd
 import pytest
 import torch
+from trl.generation.vllm_client import VLLMClient
 
 from kr1_utils import data, models, trainer
 from kr1_utils.agent import rollout
-from kr1_utils.engines import TransformersEngine, VLLMEngine
+from kr1_utils.engines import ServerEngine, TransformersEngine, VLLMEngine
 from kr1_utils.profiles import REPO, Limits, resolve
 from kr1_utils.protocol import ChatFormat
 from kr1_utils.retriever import Retriever
@@ -85,6 +90,53 @@ def test_both_engines_lead_the_same_conversations_with_smollm2():
         model, tokenizer, Retriever.build(passages), questions, limits, "Answer the question.", folder)
     print(same, "the same;", f"vLLM computed {computed:.2f} times the floor")
     assert same >= 48 and computed < 1.15
+
+
+# --- on a server of its own ---
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a vLLM server with tiny-lm, started as `trl vllm-serve` does (the CPU build lacks its
+    command), but for the transfer of weights, which takes GPUs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server",
+               "--model", str(REPO / "data" / "tiny-lm"), "--dtype=float32", "--enforce-eager",
+               "--max-model-len=1024", "--logprobs-mode=processed_logprobs", "--max-logprobs=-1",
+               f"--port={port}"]
+    environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, env=environment) as serving:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            VLLMClient(url, connection_timeout=300)
+            yield url
+        finally:
+            serving.terminate()
+
+
+def test_a_server_leads_the_same_conversations(server, tiny, retriever, questions):
+    model, tokenizer = tiny
+    profile, end = resolve("tiny"), ChatFormat.of(tokenizer).end_of_turn
+    asked = (tokenizer, retriever, questions["test"][:50], profile.limits, profile.system_prompt)
+    theirs = rollout(ServerEngine(VLLMClient(server), tokenizer, end, 0.0), *asked)
+    ours = rollout(TransformersEngine(model, tokenizer, end, 0.0), *asked)
+    assert sum(a.completion_ids == b.completion_ids for a, b in zip(ours, theirs)) >= 48
+    assert all(len(t.logprobs) == len(t.completion_ids) and max(t.logprobs) <= 0 for t in theirs)
+    assert sum(t.searches for t in theirs) >= 50
+
+
+def test_two_processes_train_on_one_server_with_turns_of_their_own(server, tmp_path):
+    config = str(REPO / "data" / "accelerate" / "ddp.yaml")
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes=2",
+         "--main_process_port=0", str(REPO / "tests" / "train_worker.py"), str(tmp_path), "server"],
+        env={**os.environ, "HOW": "ddp", "SERVER": server, "OMP_NUM_THREADS": "1"}, text=True,
+        capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = pd.read_csv(tmp_path / "server_ddp" / "train_log.csv")
+    assert log["step"].tolist() == [1, 2, 3] and (log["searches"] > 0).all()
 
 
 # --- training with vLLM in the same process ---

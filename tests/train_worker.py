@@ -2,7 +2,8 @@
 
 Usage: train_worker.py FOLDER MODE. "record" samples, and keeps the rollouts in FOLDER/rollouts.pkl; "replay"
 takes them from there; "ragged" has one process's conversations end after one turn, the other's after six;
-"uneven" samples them from the model, and lets the first process's have one turn.
+"uneven" samples them from the model, and lets the first process's have one turn; "server" does so on the vLLM
+server at $SERVER, which gets no new weights: that takes GPUs, so the learning rate is 0.
 """
 
 import copy
@@ -33,6 +34,15 @@ def spread_on_cpu() -> None:
     """Accelerate spreads weights over GPUs only: with gloo for its backend, it does the same on a CPU."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
+
+
+def without_weights() -> list[int]:
+    """Let TRL's client push weights to nowhere; returns how many tensors each push had."""
+    from trl.generation.vllm_client import VLLMClient
+    pushed = []
+    VLLMClient.init_communicator = lambda *_, **__: None
+    VLLMClient.update_named_params = lambda self, names, weights: pushed.append(len(list(weights)))
+    return pushed
 
 
 def sampled_length(trajectory, **_):
@@ -90,7 +100,11 @@ def main(folder: Path, mode: str) -> None:
     spread = how not in ("alone", "ddp")
     if spread:
         spread_on_cpu()
-    config = trainer.grpo_config(profile, 42, out / "state", reward_weights=[1.0], use_cpu=not spread)
+    served = dict(use_vllm=True, vllm_mode="server", vllm_server_base_url=os.environ["SERVER"],
+                  learning_rate=0.0) if mode == "server" else {}
+    pushed = without_weights() if mode == "server" else []
+    config = trainer.grpo_config(profile, 42, out / "state", reward_weights=[1.0], use_cpu=not spread,
+                                 **served)
     run = kind(model, args=config,
                processing_class=tokenizer, train_dataset=data.training_set(questions),
                retriever=Retriever.build(passages), limits=profile.limits, folder=out,
@@ -98,7 +112,7 @@ def main(folder: Path, mode: str) -> None:
                reward_funcs=[sampled_length])
     if mode == "replay":
         run.kept = pickle.loads((folder / "rollouts.pkl").read_bytes())
-    if mode == "uneven" and run.accelerator.is_main_process:
+    if mode in ("uneven", "server") and run.accelerator.is_main_process:
         run.limits = replace(run.limits, max_turns=0)
     run.add_callback(alarms.CollapseAlarms(run, out))  # it makes collective calls, too
     run.train()
@@ -106,6 +120,11 @@ def main(folder: Path, mode: str) -> None:
     if mode == "record":
         kept = {step: dict(by_question) for step, by_question in run.kept.items()}
         (folder / "rollouts.pkl").write_bytes(pickle.dumps(kept))
+    if mode == "server":
+        first = run.accelerator.is_main_process
+        assert len(set(pushed)) == first and len(pushed) == STEPS * first  # all weights, by the first process
+        gaps = [r["sampling/sampling_logp_difference/mean"] for r in run.state.log_history[:STEPS]]
+        assert max(gaps) < 0.01, gaps  # the server's log-probabilities are the model's
     weights = run.accelerator.get_state_dict(run.model_wrapped)
     run.accelerator.end_training()
     if run.accelerator.is_main_process:
