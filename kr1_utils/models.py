@@ -1,7 +1,5 @@
 """Owns models: find and load model and tokenizer, put LoRA on, save, merge and export the adapter."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import shutil
@@ -13,6 +11,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from kr1_utils.data import replace
 from kr1_utils.profiles import REPO, Profile
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -72,8 +71,9 @@ def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = 
     packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
                                  bnb_4bit_use_double_quant=True) if four_bit else None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, quantization_config=packing)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, quantization_config=packing, trust_remote_code=False, weights_only=True)
     except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer
         raise FileNotFoundError(
             f"Model {model!r} is neither a folder with a model nor to be had from the hub "
@@ -122,8 +122,7 @@ def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | No
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    replace(folder, part)
     return folder
 
 def export_merged(model, tokenizer, folder: str | os.PathLike) -> Path:

@@ -1,9 +1,9 @@
 """Owns how things look: figures drawn from tables and CSVs, trajectories as HTML without scripts."""
 
-from __future__ import annotations
-
 import html
 import os
+from itertools import groupby
+from operator import itemgetter
 from os.path import commonprefix
 from pathlib import Path
 
@@ -14,11 +14,6 @@ from kr1_utils import protocol
 from kr1_utils.data import write_whole
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
-PANELS = {  # the six panels of the original figure: column of train_log.csv -> label of its axis
-    "format_reward": "format reward (−1 to 1)", "accuracy_reward": "accuracy reward (0 to 1)",
-    "reward": "reward (sum)", "loss": "loss", "learning_rate": "learning rate",
-    "completion_length": "sampled tokens a trajectory",
-}
 
 def use_style() -> None:
     """One look for all figures: thin axes, readable in grey."""
@@ -46,24 +41,6 @@ def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", wind
     axes.plot(x, y.rolling(window, min_periods=1, center=True).mean(), color=color, linewidth=2,
               linestyle=style, label=label or None)
 
-def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
-    """The panels of the original figure, one curve a run.
-
-    Args:
-        logs: label -> train_log.csv as a table.
-    """
-    figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
-    styles = [(BLUE, "-"), (ORANGE, "--"), (GREY, "-."), ("#4d9a57", ":")]
-    for ax, (column, label) in zip(axes.flat, columns.items()):
-        for (name, log), (color, style) in zip(logs.items(), styles):
-            curve(ax, log["step"], log[column], name, color, style)
-        ax.set_ylabel(label, fontsize=8)
-    for ax in axes[1]:
-        ax.set_xlabel("GRPO step")
-    if len(logs) > 1:
-        axes.flat[0].legend(fontsize=8)
-    return figure
-
 def lengths(log: pd.DataFrame):
     """Response length over training, split into what was sampled and what was retrieved."""
     figure, ax = plt.subplots(figsize=(7, 3.5))
@@ -74,50 +51,28 @@ def lengths(log: pd.DataFrame):
     ax.legend(loc="upper left", fontsize=9)
     return figure
 
-def before_after(rows: pd.DataFrame, label: str = "exact match"):
-    """Grouped bars with 95 % intervals.
-
-    Args:
-        rows: columns `type`, `when`, `mean`, `low`, `high`; `when` is "before" or "after".
-    """
-    figure, ax = plt.subplots(figsize=(8, 3.6))
-    types = list(dict.fromkeys(rows["type"]))
-    for when, shift, color, hatch in (("before", -0.2, "#c9d6e3", "//"), ("after", 0.2, BLUE, "")):
-        part = rows[rows["when"] == when].set_index("type").loc[types]
-        x = [i + shift for i in range(len(types))]
-        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
-        ax.bar(x, part["mean"], 0.38, label=when, color=color, hatch=hatch, edgecolor="white",
-               yerr=error, error_kw={"elinewidth": 1, "capsize": 2})
-    ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
-    ax.set(ylabel=label, ylim=(0, 1))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    return figure
-
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
     body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in r)
                    + "</tr>" for r in rows)
-    return f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
+    table = f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
+    return table.encode("utf-8", "replace").decode()  # a notebook with half a surrogate pair can't be saved
 
 _COLORS = {"prompt": "#eeeeee", "header": "#e6d5ee", "model": "#cfe3f7", "observation": "#fbe3c4"}
 
-def _box(text: str, kind: str, title: str) -> str:
-    style = (f"background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;border-radius:4px;"
-             "white-space:pre-wrap;font-family:monospace;font-size:12px")
-    return f"<div style='{style}' title='{title}'><b>{title}</b>  {html.escape(text)}</div>"
-
 def conversation_html(trajectory, tokenizer) -> str:
     """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what was appended."""
-    parts = [_box(tokenizer.decode(trajectory.prompt_ids), "prompt", "prompt")]
-    ids, mask = trajectory.completion_ids, trajectory.loss_mask
-    start = 0
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or mask[i] != mask[start]:
-            kind, title = ("model", "model, mask 1") if mask[start] else ("observation", "appended, mask 0")
-            parts.append(_box(tokenizer.decode(ids[start:i]), kind, title))
-            start = i
-    return "".join(parts)
+    names = {0: ("observation", "appended, mask 0"), 1: ("model", "model, mask 1"), 2: ("prompt", "prompt")}
+    t, boxes = trajectory, []
+    tokens = zip([2] * len(t.prompt_ids) + t.loss_mask, t.prompt_ids + t.completion_ids)
+    for who, run in groupby(tokens, key=itemgetter(0)):
+        kind, title = names[who]
+        text = html.escape(tokenizer.decode([i for _, i in run]))
+        boxes.append(f"<div style='background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;"
+                     "border-radius:4px;white-space:pre-wrap;font-family:monospace;font-size:12px' "
+                     f"title='{title}'><b>{title}</b>  {text}</div>")
+    return "".join(boxes)
 
 def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
                     advantage: float | None = None, tokens_in_batch: int | None = None) -> str:

@@ -3,8 +3,6 @@
 Their values stand in data/profiles.toml; a table added there is a profile too.
 """
 
-from __future__ import annotations
-
 import difflib
 import tomllib
 from dataclasses import dataclass, field, fields, replace
@@ -50,6 +48,7 @@ class Profile:
     four_bit: bool = False  # base weights packed as NF4 (bitsandbytes); needs CUDA
     tokens_per_micro_batch: int = 0  # padded, in one forward and backward pass; 0 takes a batch at once
     overlong_tokens: int = 0  # the last so many of max_response_tokens cost reward; 0 is off
+    stop_on_alarm: bool = False  # end training where it collapses, see alarms.py
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
     eval_questions: int = 0  # of each test set; 0 is all
@@ -101,6 +100,11 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
         raise ValueError(f"max_response_tokens={limits.max_response_tokens} is smaller than one turn of "
                          f"max_turn_tokens={limits.max_turn_tokens}.")
     profile = replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
+    part = profile.grpo["gradient_accumulation_steps"]
+    whole = profile.grpo.get("steps_per_generation", part) * profile.grpo.get("num_iterations", 1)
+    if (steps := profile.grpo.get("save_steps", 0)) * part % whole:
+        raise ValueError(f"save_steps={steps}: trajectories serve {whole / part:g} steps, and between "
+                         "those a run would not go on as it was.")
     if 0 < profile.tokens_per_micro_batch <= limits.max_response_tokens:
         raise ValueError(f"tokens_per_micro_batch={profile.tokens_per_micro_batch} is less than one row: a "
                          f"prompt and max_response_tokens={limits.max_response_tokens}.")

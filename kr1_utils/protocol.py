@@ -3,8 +3,6 @@
 The tags are those of Knowledge-R1 and Search-R1 (https://arxiv.org/abs/2503.09516, table 1).
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 
@@ -16,7 +14,7 @@ ANSWER_NOW = "Now answer."  # added to the user message that precedes the last t
 CORRECTION = "Write <think>, then <search> or <answer>."
 NOTHING_FOUND = "Nothing found."
 
-_OURS = re.compile(r"<(?=\s*/?\s*(?:" + "|".join(TAGS) + r")\b|\|)", re.IGNORECASE)
+_OURS = re.compile(r"<(?=\s*(?:/\s*)?(?:" + "|".join(TAGS) + r")\b|\|)", re.IGNORECASE)
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _WELL_FORMED = re.compile(r"\s*<think>(.*?)</think>\s*<(search|answer)>(.*?)</\2>\s*", re.DOTALL)
 
@@ -37,9 +35,8 @@ def parse_turn(text: str) -> Turn:
     """
     action = _ACTION.search(text)
     content = action.group(2).strip() if action else ""
-    whole = _WELL_FORMED.fullmatch(text)
     once = all(text.count(f"<{t}>") <= 1 and text.count(f"</{t}>") <= 1 for t in TAGS)
-    clean = bool(whole) and once and "context>" not in text and bool(content)
+    clean = bool(_WELL_FORMED.fullmatch(text)) and once and "context>" not in text and bool(content)
     thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
     return Turn(
         kind=action.group(1) if content else "neither",
@@ -53,8 +50,15 @@ def render_turn(thought: str, kind: str, content: str) -> str:
     return f"<think> {thought}</think><{kind}> {content}</{kind}>"
 
 def escape(text: str) -> str:
-    """Text from outside can not open or close our tags, nor the template's `<|…|>` tokens."""
-    return _OURS.sub("&lt;", text)
+    """Text from outside can not open or close our tags, nor `<|…|>` tokens; half a surrogate pair is "?"."""
+    return _OURS.sub("&lt;", text.encode("utf-8", "replace").decode())
+
+def plain(tokenizer, text: str) -> str:
+    """Tokens of this tokenizer's own that text from outside may spell, as `</s>`, are spelt as text."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if (token.special or token.content[0] == "<") and token.content.strip("</>") not in TAGS:
+            text = text.replace(token.content, f"&#{ord(token.content[0])};{token.content[1:]}")
+    return text
 
 def messages(question: str, system_prompt: str = SYSTEM_PROMPT, answer_now: bool = False) -> list[dict]:
     """The conversation so far, as chat messages: the system prompt and the question."""
@@ -78,7 +82,7 @@ class ChatFormat:
     end_of_turn: int  # token id
 
     @classmethod
-    def of(cls, tokenizer) -> ChatFormat:
+    def of(cls, tokenizer) -> "ChatFormat":
         """Read the format off the tokenizer's own template.
 
         Raises:
@@ -93,20 +97,19 @@ class ChatFormat:
         if not more.startswith(text.rstrip()) or more.count("USER") != 1:
             raise ValueError("The chat template rewrites earlier messages when one is appended; "
                              "rollouts need a template that only appends.")
-        tail = text.split("ASSISTANT")[1]
-        end = tokenizer(tail, add_special_tokens=False)["input_ids"][0]
-        end_text = tokenizer.convert_ids_to_tokens(end)
+        end = tokenizer(text.split("ASSISTANT")[1], add_special_tokens=False)["input_ids"][0]
         before, after = more.split("ASSISTANT")[1].split("USER")
-        return cls(before.removeprefix(end_text), after, end)
+        return cls(before.removeprefix(tokenizer.convert_ids_to_tokens(end)), after, end)
 
 def prompt_ids(tokenizer, msgs: list[dict]) -> list[int]:
     """Token ids of the conversation, ending where the model starts to write."""
+    msgs = [m | {"content": plain(tokenizer, m["content"])} if m["role"] == "user" else m for m in msgs]
     text = tokenizer.apply_chat_template(msgs, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 def user_ids(tokenizer, chat: ChatFormat, content: str) -> list[int]:
     """Token ids that append one user message and open the next assistant turn."""
-    text = chat.before_user + content + chat.after_user
+    text = chat.before_user + plain(tokenizer, content) + chat.after_user
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 def observation_ids(tokenizer, chat: ChatFormat, passages: list[dict], limit: int,
@@ -120,8 +123,8 @@ def observation_ids(tokenizer, chat: ChatFormat, passages: list[dict], limit: in
     """
     ending = f"\n</context>{chr(10) + ANSWER_NOW if answer_now else ''}"
     body = render_context(passages)
-    # A word is at least one token, so more words than `limit` never fit.
-    words = list(re.finditer(r"\S+", body))[: limit + 1]
+    # A word is at least one token, and a token at most 256 characters: what is more never fits.
+    words = list(re.finditer(r"\S+", body[: 256 * (limit + 1)]))[: limit + 1]
     keep = len(words)
     while True:
         text = body[: words[keep - 1].end()] if keep else ""

@@ -5,9 +5,8 @@ parameters is not run again; what was cut off goes on where it was. `--dry-run` 
 `--num-processes` has Accelerate launch the cells of 03 in so many processes.
 """
 
-from __future__ import annotations
-
 import argparse
+import fcntl
 import hashlib
 import json
 import runpy
@@ -19,11 +18,12 @@ import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from kr1_utils.data import setup, shown, write_text
+from kr1_utils.data import index_folder, setup, shown, write_text, write_whole
 from kr1_utils.profiles import PROFILES, REPO
 
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
              "04": "04_evaluate", "05": "05_response_length"}
+END_WITH_PARENT = "__import__('kr1_utils.data').data.end_with_parent()"  # of a kernel; it names nothing
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
@@ -54,9 +54,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 def complete(out: Path, number: str, stamp: str) -> float | None:
-    """Seconds that notebook `number` took, if it was run to its end with this stamp; else None."""
+    """Seconds that notebook `number` took, if it ran to its end with this stamp and the index is there."""
     done = out / ".done" / f"{number}.json"
-    if not done.is_file() or not (out / f"{number}.ipynb").is_file():
+    if not (done.is_file() and (out / f"{number}.ipynb").is_file() and index_folder(out).is_dir()):
         return None
     record = json.loads(done.read_text())
     return record["seconds"] if record["stamp"] == stamp else None
@@ -73,11 +73,16 @@ def run_notebook(number: str, parameters: dict, out: Path) -> float:
     (out / ".done" / f"{number}.json").unlink(missing_ok=True)
     try:
         papermill.execute_notebook(source, failed, parameters=parameters, progress_bar=False,
-                                   cwd=source.parent)
+                                   cwd=source.parent, stderr_file=sys.stderr,  # where bars are drawn;
+                                   coalesce_streams=True,  # what is saved holds their last state
+                                   extra_arguments=[f"--IPKernelApp.exec_lines={END_WITH_PARENT}"])
+        write_whole(out / f"{number}.ipynb", lambda done: done.write(failed.read_bytes()))
     except PapermillExecutionError as error:
         raise RuntimeError(f"Stopped in notebook {NOTEBOOKS[number]}, cell {error.cell_index}: "
                            f"{error.ename}: {error.evalue} (see {shown(failed)})") from error
-    failed.replace(out / f"{number}.ipynb")
+    except (RuntimeError, OSError) as error:  # the kernel was killed, or OUT can not be written
+        raise RuntimeError(f"Stopped in notebook {NOTEBOOKS[number]}: {error}") from error
+    failed.unlink()
     return time.perf_counter() - started
 
 def reproduce(args: argparse.Namespace) -> dict:
@@ -98,7 +103,11 @@ def reproduce(args: argparse.Namespace) -> dict:
     if args.data and Path(args.data).is_dir():
         parameters["DATA"] = str(Path(args.data).resolve())
     (out / ".done").mkdir(exist_ok=True)
-    earlier = ""
+    lock, earlier = (out / ".done" / "lock").open("w"), ""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError:
+        raise OSError(f"OUT={out} is another run's, which has not ended: wait, or choose another.") from None
     for number, name in NOTEBOOKS.items():
         source = (REPO / "notebooks" / f"{name}.ipynb").read_bytes()
         # A notebook also depends on the ones before it, so their stamps go into its own.

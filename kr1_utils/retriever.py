@@ -4,8 +4,6 @@ Tokens and scores are those of bm25s (Lù, 2024, https://arxiv.org/abs/2407.0361
 in shards, made by all cores and opened memory-mapped, which score with the statistics of the whole corpus.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -28,9 +26,8 @@ import numpy as np
 import Stemmer
 from bm25s.numba.selection import heap_push, sift_up
 from joblib import Parallel, cpu_count, delayed
-from tqdm.auto import tqdm
 
-from kr1_utils.data import read_passages, write_whole
+from kr1_utils.data import end_with_parent, progress, read_passages, replace, write_whole
 
 STEMMER, STOP_WORDS = "english", "en"
 BM25 = {"k1": 0.9, "b": 0.4}  # Anserini's defaults, chosen for passages of a few sentences
@@ -56,7 +53,7 @@ class Retriever:
 
     @classmethod
     def build(cls, passages: Iterable[dict] | str | os.PathLike, folder: str | os.PathLike | None = None,
-              stemmer: str = STEMMER, stop_words: str = STOP_WORDS, progress: bool = False) -> Retriever:
+              stemmer: str = STEMMER, stop_words: str = STOP_WORDS) -> "Retriever":
         """Index `passages` in `folder`, whole or not at all; without a folder, for this process alone.
 
         Memory is bounded, for each core holds one shard at a time. What a build that was killed had done is
@@ -92,19 +89,18 @@ class Retriever:
             raise OSError(f"The index takes up to {need / 2**30:.1f} GiB while it is made, {part.parent} has "
                           f"{free / 2**30:.1f}: make room, or choose another folder.")
         part.mkdir(exist_ok=True)
-        with (tqdm(total=total, unit=" passages", disable=not progress) as bar,
+        with (progress(total, "index", " passages", disable=total < SHARD) as bar,
               Parallel(min(cpu_count(), PROCESSES) if len(first) == SHARD else 1, return_as="generator",
-                       pre_dispatch="n_jobs") as processes):
+                       pre_dispatch="n_jobs", initializer=end_with_parent) as processes):
             manifest = _fill(part, chain(first, rows), stemmer, stop_words, processes, bar)
         manifest["corpus"] = corpus or manifest["corpus"]
         write_whole(part / MANIFEST, lambda f: f.write(json.dumps(manifest, indent=1).encode()))
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
+        replace(folder, part)
         return cls(folder, manifest, scratch)
 
     @classmethod
     def open(cls, folder: str | os.PathLike, stemmer: str = STEMMER, stop_words: str = STOP_WORDS,
-             corpus: str | None = None) -> Retriever:
+             corpus: str | None = None) -> "Retriever":
         """Open an index without reading it: memory-mapped, so that several processes share one copy.
 
         Args:
@@ -172,9 +168,9 @@ class _Shard:
     text: mmap.mmap
 
     @classmethod
-    def open(cls, folder: Path, shard: dict) -> _Shard:
+    def open(cls, folder: Path, shard: dict) -> "_Shard":
         # One file, for each takes a descriptor; a plain view, for looking into a memmap is slow.
-        whole = np.load(folder / shard["index"], mmap_mode="r").view(np.ndarray)
+        whole = np.load(folder / shard["index"], mmap_mode="r", allow_pickle=False).view(np.ndarray)
         sizes = (2 * shard["words"], 2 * shard["passages"] + 2, shard["words"] + 1, shard["postings"])
         words, offsets, indptr, rows, data = np.split(whole, np.cumsum(sizes))
         with (folder / shard["text"]).open("rb") as file:
@@ -272,7 +268,7 @@ def _cut(part: Path, number: int, rows: list[dict], stemmer: str, stop_words: st
     digest = hashlib.sha256(b"".join([settings, *lines])).hexdigest()
     file, kept = part / f"{number:05d}.npz", ("digest", "words", "counts", "length", "passages")
     if file.exists():
-        with np.load(file) as before:
+        with np.load(file, allow_pickle=False) as before:
             if before["digest"] == digest:
                 return {key: before[key] for key in kept}
     # bm25s tokenizes every distinct piece between blanks once; most are one word.
@@ -304,11 +300,11 @@ def _cut(part: Path, number: int, rows: list[dict], stemmer: str, stop_words: st
 def _score(part: Path, number: int, mean_length: float, corpus: str) -> dict:
     """Write one shard's matrix of scores, unless it is there; return what `_Shard.open` wants to know."""
     name, text = f"{number:05d}.{corpus}.npy", f"{number:05d}.jsonl"
-    with np.load(part / f"{number:05d}.npz") as shard:
+    with np.load(part / f"{number:05d}.npz", allow_pickle=False) as shard:
         words, counts, lengths = shard["words"], shard["counts"], shard["lengths"]
         if not (part / name).exists():
-            at = np.searchsorted(np.load(part / "all.words.npy", mmap_mode="r"), words)
-            idf = np.load(part / "all.idf.npy", mmap_mode="r")[at]
+            at = np.searchsorted(np.load(part / "all.words.npy", mmap_mode="r", allow_pickle=False), words)
+            idf = np.load(part / "all.idf.npy", mmap_mode="r", allow_pickle=False)[at]
             indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
             indices, data = _postings(shard["tokens"], lengths, indptr, idf, mean_length, *BM25.values())
             arrays = words, shard["offsets"], indptr, indices, data

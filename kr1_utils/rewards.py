@@ -5,8 +5,6 @@ columns (`golden_answers`, …) they are given `answer`, `turns`, `searches`, `s
 whole `trajectory`, one of each a completion (see `trainer.FIELDS`).
 """
 
-from __future__ import annotations
-
 import re
 import string
 

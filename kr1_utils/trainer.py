@@ -4,8 +4,6 @@ Loss, clipping, advantages, LoRA and checkpoints are TRL's (https://github.com/h
 public hook `rollout_func` hands over the trajectories; `env_mask` is the loss mask.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -20,7 +18,7 @@ from trl.models import unwrap_model_for_generation
 
 from kr1_utils import protocol, rewards
 from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
-from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, write_text
+from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, sync, write_text
 from kr1_utils.engines import TransformersEngine, settle_vllm_on_cpu, vllm_engine, whole_weights
 from kr1_utils.memory import micro_batches, peak_gib, rows_of
 from kr1_utils.models import merged_weights
@@ -35,7 +33,7 @@ def grpo_config(profile: Profile, seed: int, folder: str | os.PathLike, **change
     """The profile's GRPO arguments as TRL's, with what every scale shares, and `changes` on top."""
     return GRPOConfig(**{
         "output_dir": str(folder), "seed": seed, "logging_steps": 1, "save_total_limit": 2,
-        "max_completion_length": profile.limits.max_response_tokens, "report_to": "none",
+        "max_completion_length": profile.limits.max_response_tokens,
         "reward_weights": rewards.reward_functions(profile)[1],
         "disable_tqdm": True, "use_cpu": not torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False, "remove_unused_columns": False,
@@ -172,13 +170,20 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                            " The run is saved: lower max_response_tokens or tokens_per_micro_batch, and it "
                            f"goes on from there.\n{advice}")
 
+    def _get_train_sampler(self, dataset=None):
+        """TRL's; a run that goes on in a later epoch finds that epoch's order."""
+        sampler = super()._get_train_sampler(dataset)
+        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        return sampler
+
     def _save_rng_state(self, output_dir):
         """transformers', for all processes before the first one notes that the checkpoint is complete."""
         super()._save_rng_state(output_dir)
+        sync(*Path(output_dir).iterdir())
         self.accelerator.wait_for_everyone()
 
     @staticmethod
-    def run_agent(prompts: list[str], trainer: KnowledgeGRPOTrainer) -> dict[str, list]:
+    def run_agent(prompts: list[str], trainer: "KnowledgeGRPOTrainer") -> dict[str, list]:
         """TRL's `rollout_func`: one trajectory a prompt, which is a question, in order."""
         trainer.longest = trainer.limits.max_response_tokens  # until it is known
         with trainer._engine() as engine:
@@ -225,7 +230,8 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         if mode == "train" and self.accelerator.is_main_process:
             group = trajectories[: self.num_generations]
             rows = [{"step": self.state.global_step + 1, **t.said()} for t in group]
-            with from_step(self.folder / "trajectories.jsonl", rows[0]["step"]).open("a") as out:
+            file = from_step(self.folder / "trajectories.jsonl", rows[0]["step"])
+            with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
                 out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -1,4 +1,6 @@
-"""Small engines and retrievers that say and find what a test wants."""
+"""Small engines and retrievers that say and find what a test wants; the exercises of a notebook."""
+
+import re
 
 from hypothesis import strategies as st
 
@@ -85,3 +87,19 @@ def any_limits(draw, shortest):
 _turn = st.one_of(st.just(SEARCH), st.just(SEARCH), st.just(ANSWER),
                   st.lists(st.sampled_from(PIECES), max_size=6).map("".join))
 any_scripts = st.lists(st.lists(_turn, max_size=5), min_size=1, max_size=3)
+
+
+EXERCISE = re.compile(r"^(\d)\. (.+?)\n\n<details><summary>Solution</summary>\n\n(.+?)\n\n</details>$",
+                      re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```python\n(.+?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def exercises(notebook):
+    """[(number, what is asked, the folded solution)] of a notebook's closing section."""
+    texts = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown"]
+    return EXERCISE.findall("\n\n".join(texts).rpartition("## Exercises\n")[2])
+
+
+def solution_code(solution):
+    """The code of a folded solution."""
+    return "\n".join(FENCE.findall(solution))

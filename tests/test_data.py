@@ -233,8 +233,8 @@ def test_written_rows_are_read_back_and_no_part_file_stays(tmp_path):
 def test_failed_write_leaves_the_old_file_whole(tmp_path):
     file = tmp_path / "r.jsonl"
     data.write_jsonl(file, [{"a": 1}])
-    with pytest.raises(UnicodeEncodeError):
-        data.write_text(file, "new\ud800")
+    with pytest.raises(TypeError):
+        data.write_whole(file, lambda out: (out.write(b"new"), out.write("no bytes")))
     assert list(data.read_rows(file)) == [{"a": 1}]
 
 

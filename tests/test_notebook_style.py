@@ -6,12 +6,13 @@ import re
 import statistics
 
 import pytest
+from helpers import exercises, solution_code
 
 from kr1_utils.profiles import PARAMETERS, REPO
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 WANTED = {"01_build_index", "02_agent_loop", "03_train_grpo", "04_evaluate", "05_response_length",
-          "A1_tiny_model", "A3_cold_start"}
+          "A1_tiny_model", "A2_break_it", "A3_cold_start"}
 ABSOLUTE = re.compile(r"(?<![\w.~-])/(?:work|tmp|home|root|Users|mnt|opt|usr|var|content)/|[A-Z]:\\\\")
 
 
@@ -145,6 +146,22 @@ def test_first_and_last_cell_lead_on_and_every_link_leads_somewhere(file):
         assert any(link.endswith(".ipynb") for link in links(text)), text
     for link in {link.split("#")[0] for text in texts for link in links(text)} - {""}:
         assert re.match(r"https?://", link) or (file.parent / link).exists(), link
+
+
+def test_three_exercises_close_it_each_with_a_folded_solution(notebook):
+    found = exercises(notebook)
+    assert [number for number, _, _ in found] == ["1", "2", "3"]
+    closing = "\n\n".join(map(source, markdown_cells(notebook))).rpartition("## Exercises\n")[2]
+    assert closing.count("<details>") == closing.count("</details>") == 3
+    assert len(re.findall(r"^\d\. ", closing, re.MULTILINE)) == 3
+    for _, asked, solution in found:
+        assert "```" not in asked
+        code = solution_code(solution)
+        ast.parse(code)  # also refuses magics and shell commands
+        assert "assert " in code or "print(" in code, code  # it shows its claim
+        assert all(len(line) <= 88 for line in code.splitlines()), code
+        said = re.sub(r"```.*?```", "", solution, flags=re.DOTALL)
+        assert len(said.split()) >= 8, solution  # and says it
 
 
 def test_it_has_one_title(notebook):

@@ -10,6 +10,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+from helpers import exercises, solution_code
 from papermill.exceptions import PapermillExecutionError
 
 from kr1_utils import data, profiles, reproduce
@@ -24,13 +25,17 @@ SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4,
 PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))
 
 
-def run(name: str, out: Path, **parameters):
-    """Execute one notebook into `out` and return it."""
+def run(name: str, out: Path, solved: bool = False, **parameters):
+    """Execute one notebook into `out` and return it, if `solved` with its exercises' solutions behind it."""
     out.mkdir(parents=True, exist_ok=True)
+    notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", 4)
+    if solved:
+        notebook.cells += [nbformat.v4.new_code_cell(solution_code(solution))
+                           for _, _, solution in exercises(notebook)]
     parameters = {"OUT": str(out), "OVERRIDES": SHORT, **parameters}
     done = papermill.execute_notebook(
-        REPO / "notebooks" / f"{name}.ipynb", out / f"{name}.ipynb", parameters=parameters,
-        progress_bar=False, cwd=REPO / "notebooks")
+        notebook, out / f"{name}.ipynb", parameters=parameters, progress_bar=False,
+        cwd=REPO / "notebooks")
     assert all(c.execution_count for c in done.cells if c.cell_type == "code")
     return done
 
@@ -90,19 +95,20 @@ def test_a_complete_run_is_not_run_again(whole_run, capsys):
 
 
 @pytest.mark.parametrize("name", ["01_build_index", "02_agent_loop", "03_train_grpo", "04_evaluate",
-                                  "05_response_length", "A1_tiny_model", "A3_cold_start"])
+                                  "05_response_length", "A1_tiny_model", "A2_break_it", "A3_cold_start"])
 def test_a_notebook_runs_alone(name, tmp_path):
-    done = run(name, tmp_path)
+    done = run(name, tmp_path, solved=True)
     made = {f.name for f in tmp_path.iterdir()} | {f.name for f in (tmp_path / "figures").iterdir()}
     wanted = {"01_build_index": "retrieval.json", "02_agent_loop": "02_lengths.png",
               "03_train_grpo": "train_log.csv", "04_evaluate": "summary.json",
               "05_response_length": "05_six_panels.png", "A1_tiny_model": "tiny-lm",
-              "A3_cold_start": "cold_start_scores.csv"}
+              "A2_break_it": "A2_no_mask.png", "A3_cold_start": "cold_start_scores.csv"}
     assert wanted[name] in made
     assert nbformat.reads(nbformat.writes(done), 4)
 
 
-@pytest.mark.parametrize("name", [*reproduce.NOTEBOOKS.values(), "A1_tiny_model", "A3_cold_start"])
+@pytest.mark.parametrize("name", [*reproduce.NOTEBOOKS.values(), "A1_tiny_model", "A2_break_it",
+                                  "A3_cold_start"])
 def test_a_misspelt_notebook_parameter_is_refused(name, tmp_path):
     with pytest.raises(PapermillExecutionError, match="Unknown parameter 'PROFIL'"):
         run(name, tmp_path, PROFIL="tiny")

@@ -39,15 +39,15 @@ def text_of(markup):
 
 
 def test_six_panels_draw_the_log_columns_of_the_trainer(log):
-    assert set(plots.PANELS) <= set(LOG_COLUMNS)
-    figure = plots.six_panels({"one": log, "other": log})
-    assert [ax.get_ylabel() for ax in figure.axes] == list(plots.PANELS.values())
+    assert set(draw["PANELS"]) <= set(LOG_COLUMNS)
+    figure = draw["six_panels"]({"one": log, "other": log})
+    assert [ax.get_ylabel() for ax in figure.axes] == list(draw["PANELS"].values())
     assert [ax.get_xlabel() for ax in figure.axes[3:]] == ["GRPO step"] * 3
     assert all(len(ax.lines) == 4 for ax in figure.axes)  # raw and smoothed, of each run
 
 
 def test_two_runs_differ_in_more_than_colour(log):
-    lines = plots.six_panels({"one": log, "other": log}).axes[0].lines
+    lines = draw["six_panels"]({"one": log, "other": log}).axes[0].lines
     smooth = [line for line in lines if line.get_alpha() is None]
     assert len({line.get_linestyle() for line in smooth}) == 2
 
@@ -70,7 +70,7 @@ def test_before_after_puts_each_bar_at_its_value():
     rows = pd.DataFrame([{"type": t, "when": w, "mean": m, "low": m - 0.1, "high": m + 0.1}
                          for t, w, m in [("a_b", "after", 0.7), ("c", "after", 0.8),
                                          ("c", "before", 0.3), ("a_b", "before", 0.2)]])
-    ax = plots.before_after(rows).axes[0]
+    ax = draw["before_after"](rows).axes[0]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["a\nb", "c"]
     assert [round(p.get_height(), 6) for p in ax.patches] == [0.2, 0.3, 0.7, 0.8]
 

@@ -114,3 +114,12 @@ def test_a_response_smaller_than_one_turn_is_refused():
 def test_four_bits_without_cuda_are_refused_before_a_model_is_loaded():
     with pytest.raises(ValueError, match="need CUDA"):
         models.load("no/such-model", four_bit=True)
+
+
+def test_checkpoint_inside_a_batch_of_trajectories_is_refused(monkeypatch):
+    twice = profiles.replace(PROFILES["tiny"], grpo={**PROFILES["tiny"].grpo, "num_iterations": 2})
+    monkeypatch.setitem(PROFILES, "twice", twice)
+    with pytest.raises(ValueError, match="save_steps=5: trajectories serve 2 steps, and between those a run"):
+        resolve("twice", {"save_steps": 5})
+    assert resolve("twice", {"save_steps": 4}).grpo["save_steps"] == 4
+    assert resolve("tiny", {"gradient_accumulation_steps": 2, "save_steps": 5})

@@ -217,6 +217,30 @@ def test_resumed_run_logs_what_an_undisturbed_one_logs(tmp_path, questions, retr
     assert (cut / "trajectories.jsonl").read_text() == (whole / "trajectories.jsonl").read_text()
 
 
+@pytest.mark.parametrize("save_steps", [5, 6])  # where a second epoch begins, and in it
+def test_run_that_goes_on_in_a_later_epoch_is_the_undisturbed_one(save_steps, tmp_path, questions, retriever):
+    profile = resolve("tiny", dict(**LIMITS, max_steps=8, per_device_train_batch_size=8, num_generations=4,
+                                   save_steps=save_steps, warmup_steps=0))
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    more = ({"train": questions["train"][:10]}, retriever, profile)  # two a step
+    seen = make(whole, *more, reward_funcs=[length_reward] * 2)
+    seen.train()
+
+    def stop(row):
+        if row["step"] == 7:
+            raise CutOff
+
+    with pytest.raises(CutOff):
+        make(cut, *more, reward_funcs=[length_reward] * 2, on_step=stop).train()
+    make(cut, *more, reward_funcs=[length_reward] * 2).train(resume_from_checkpoint=True)
+    for row, wanted in zip(log_of(cut), log_of(whole), strict=True):
+        assert {c: row[c] for c in row if c not in TIMED} == {c: wanted[c] for c in row if c not in TIMED}
+    assert (cut / "trajectories.jsonl").read_text() == (whole / "trajectories.jsonl").read_text()
+    asked = [b["prompt_ids"][::4].tolist() for b in seen.batches]
+    assert asked[:3] != asked[5:]  # each time in another order
+
+
 def test_limits_that_disagree_with_trls_are_refused(tmp_path, tiny, retriever):
     with pytest.raises(ValueError, match="max_completion_length=220 must equal max_response_tokens=700"):
         KnowledgeGRPOTrainer(tiny[0], retriever=retriever, limits=ROOMY, folder=tmp_path,
@@ -256,7 +280,7 @@ def test_profile_reaches_trl_as_it_is():
     assert config.seed == 7 and config.reward_weights == [0.25, 1.0]
     assert config.max_completion_length == resolve("tiny").limits.max_response_tokens
     for key, value in resolve("tiny").grpo.items():
-        assert getattr(config, key) == value, key
+        assert getattr(config, key) == ([] if value == "none" else value), key
 
 
 # --- parts of a batch ---
@@ -547,8 +571,8 @@ def test_trl_has_the_attributes_that_we_read(two_steps):
 
 def test_nothing_of_trl_is_overridden_but_what_is_tested_here():
     own = {name for name in vars(KnowledgeGRPOTrainer) if not name.startswith("__")}
-    assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step", "_save_rng_state",
-                                           "_get_per_token_logps_and_entropies"}
+    assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step", "_get_train_sampler",
+                                           "_get_per_token_logps_and_entropies", "_save_rng_state"}
 
 
 def test_transformers_notes_a_checkpoint_as_complete_after_all_processes_saved_their_random_states():

@@ -1,0 +1,204 @@
+"""What a machine does to a run: full disks, folders that can not be written, files and processes that vanish.
+Each ends in one sentence, and what was complete stays."""
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from kill_anywhere import descendants, lives
+from test_reproduce import call
+
+from kr1_utils import data, models, plots
+from kr1_utils.retriever import Retriever
+
+SHORT = ["--set", "max_steps=6", "--set", "save_steps=2", "--set", "per_device_train_batch_size=8",
+         "--set", "num_generations=4", "--set", "eval_questions=4"]
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size):
+    """As on a disk that is full: writing fails where a file would grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def in_a_mount(script, *words):
+    """A shell script that may mount, in a namespace of its own, which needs no rights."""
+    return subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script, "bash",
+                           *words], text=True, capture_output=True, timeout=600)
+
+
+may_mount = pytest.mark.skipif(
+    shutil.which("unshare") is None or in_a_mount("mount -t tmpfs none /mnt").returncode != 0,
+    reason="this system lets nobody mount")
+
+
+# --- files and folders ---
+
+def test_file_that_can_not_be_written_is_named_and_what_was_there_stays(tmp_path):
+    file = tmp_path / "log.csv"
+    data.write_text(file, "as it was")
+    sentence = "^log.csv can not be written: File too large.$"
+    with files_no_larger_than(1000), pytest.raises(OSError, match=sentence):
+        data.write_text(file, "x" * 100_000)
+    assert file.read_text() == "as it was" and list(tmp_path.iterdir()) == [file]
+
+
+def test_figure_that_can_not_be_written_leaves_the_one_before(tmp_path):
+    figure, _ = plots.plt.subplots()
+    file = plots.save_fig(figure, tmp_path, "a")
+    before = file.read_bytes()
+    with files_no_larger_than(100), pytest.raises(OSError, match="a.png can not be written"):
+        plots.save_fig(figure, tmp_path, "a")
+    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
+def test_adapter_that_can_not_be_written_leaves_the_one_before(tmp_path, tiny):
+    folder = models.save_adapter(*tiny, tmp_path / "model")
+    with files_no_larger_than(100_000), pytest.raises(Exception, match="too large"):
+        models.save_adapter(*tiny, folder)
+    models.load(str(folder))
+
+
+def test_index_that_can_not_be_written_leaves_the_one_before(tmp_path, world):
+    Retriever.build(world.passages[:100], tmp_path / "index")
+    with files_no_larger_than(20_000), pytest.raises(OSError, match="can not be written: File too large"):
+        Retriever.build(world.passages, tmp_path / "index")
+    assert len(Retriever.open(tmp_path / "index")) == 100
+    assert len(Retriever.build(world.passages, tmp_path / "index")) == len(world.passages)
+
+
+@pytest.mark.parametrize("left", ["old", "part", "both"])
+def test_folder_whose_replacing_was_cut_off_is_written_again(left, tmp_path, world):
+    folder = tmp_path / "index"
+    Retriever.build(world.passages[:50], folder)
+    for end in ("old", "part") if left == "both" else (left,):
+        shutil.copytree(folder, tmp_path / f"index.{end}")
+        (tmp_path / f"index.{end}" / "manifest.json").unlink()  # half removed, half written
+    shutil.rmtree(folder)
+    assert len(Retriever.build(world.passages[:60], folder)) == 60
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_index_that_vanishes_under_a_search_still_answers(tmp_path, world):
+    index = Retriever.build(world.passages, tmp_path / "index")
+    before = index.search(["Who directed it?"], 5)
+    shutil.rmtree(tmp_path / "index")
+    assert index.search(["Who directed it?"], 5) == before
+
+
+# --- runs ---
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory):
+    """A run of which the first notebook is done."""
+    out = tmp_path_factory.mktemp("indexed")
+    assert call("--out", str(out), "--only", "01", *SHORT).returncode == 0
+    return out
+
+
+def sentence(stderr: str) -> str:
+    """The last line, with which a run ends; before it a kernel may have warned."""
+    assert "Traceback" not in stderr
+    return stderr.strip().splitlines()[-1]
+
+
+def test_index_that_vanished_between_notebooks_is_built_again(indexed):
+    shutil.rmtree(indexed / "index")
+    done = call("--out", str(indexed), "--only", "01", *SHORT)
+    assert done.returncode == 0 and "complete already" not in done.stdout
+    assert len(Retriever.open(indexed / "index"))
+
+
+def test_index_that_vanished_in_part_is_named_before_any_training(indexed):
+    lost = next((indexed / "index").glob("*.npy"))
+    kept = lost.rename(indexed / "kept")
+    done = call("--out", str(indexed), "--only", "03", *SHORT)
+    kept.rename(lost)
+    assert done.returncode == 1
+    assert f"is incomplete ({lost.name}): remove it and run 01_build_index." in sentence(done.stderr)
+    assert not (indexed / "train_log.csv").exists()
+
+
+def start(*words, **more):
+    return subprocess.Popen([sys.executable, "-m", "kr1_utils.reproduce", *words], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def kernel_of(run):
+    """The process that executes the notebook, once it does."""
+    while True:
+        for child in descendants(run.pid):
+            with contextlib.suppress(OSError):
+                if b"ipykernel_launcher" in open(f"/proc/{child}/cmdline", "rb").read():
+                    return child
+        assert run.poll() is None, run.stderr.read()
+
+
+def test_kernel_that_is_killed_for_memory_is_one_sentence(tmp_path):
+    run = start("--out", str(tmp_path), "--only", "01")
+    kernel = kernel_of(run)
+    while not (tmp_path / "01.failed.ipynb").exists():
+        assert run.poll() is None
+    os.kill(kernel, signal.SIGKILL)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert sentence(said).startswith("Stopped in notebook 01_build_index: Kernel died")  # … while it started
+
+
+def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path):
+    run = start("--out", str(tmp_path), "--only", "01")
+    kernel = kernel_of(run)
+    while not (tmp_path / "01.failed.ipynb").exists():
+        assert run.poll() is None
+    second = call("--out", str(tmp_path), "--only", "01")
+    assert second.returncode == 2 and "is another run's, which has not ended" in sentence(second.stderr)
+    run.kill()
+    run.wait()
+    until = time.monotonic() + 60
+    while lives(kernel):
+        assert time.monotonic() < until
+    assert call("--out", str(tmp_path), "--only", "01").returncode == 0
+
+
+@may_mount
+def test_folder_on_a_read_only_disk_is_refused_before_any_work(tmp_path):
+    done = in_a_mount('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; '
+                      '"$2" -m kr1_utils.reproduce --out "$1"', str(tmp_path), sys.executable)
+    assert done.returncode == 2
+    assert sentence(done.stderr) == f"OUT={tmp_path} can not be written: Read-only file system."
+
+
+FULL = """
+mount -t tmpfs -o size="$4" none "$1"
+cp -r "$2"/. "$1"
+run() { "$3" -m kr1_utils.reproduce --out "$1" --only 03 "${@:5}"; }
+run "$@" && exit 9
+echo == checkpoints $(cd "$1"/training && ls -d checkpoint-*/trainer_state.json)
+echo == rows $(($(wc -l < "$1"/train_log.csv) - 1))
+mount -o remount,size=100m "$1"
+run "$@"
+mkdir "$2"/after
+cp "$1"/train_log.csv "$1"/trajectories.jsonl "$2"/after
+"""
+
+
+@pytest.mark.slow
+@may_mount
+def test_disk_that_fills_up_in_training_loses_nothing_that_was_complete(indexed, tmp_path):
+    copy, mount = tmp_path / "copy", tmp_path / "mount"
+    shutil.copytree(indexed, copy)
+    mount.mkdir()
+    done = in_a_mount(FULL, str(mount), str(copy), sys.executable, "8m", *SHORT)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout, done.stderr)
