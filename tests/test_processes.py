@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -113,6 +114,32 @@ def test_a_killed_run_of_two_processes_goes_on_and_ends_as_an_undisturbed_one(tm
         rows = [json.loads(line)["step"] for line in (out / "trajectories.jsonl").read_text().splitlines()]
         assert rows == [step for step in range(1, 7) for _ in range(4)]
     assert logs["killed"] == logs["undisturbed"] and len(logs["killed"]) == 6
+
+
+@pytest.mark.slow
+def test_two_machines_train_together(tmp_path):
+    """As the README says: the second machine runs the script that the first one wrote."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = ["num_machines: 2", "machine_rank: 0", "main_process_ip: 127.0.0.1", "same_network: true",
+                f"main_process_port: {port}", "rdzv_backend: static"]
+    config, out = tmp_path / "machines.yaml", tmp_path / "out"
+    ddp = (REPO / "data" / "accelerate" / "ddp.yaml").read_text()
+    config.write_text(ddp.replace("num_machines: 1", "\n".join(machines)))
+    subprocess.run(call(out, "01"), env=ONE_THREAD, check=True, capture_output=True, timeout=600)
+    with subprocess.Popen([*call(out, "03"), "--accelerate-config", str(config)], env=ONE_THREAD) as first:
+        try:
+            while not (out / "03.py").exists():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    pytest.fail(f"it ended by itself: {first.wait(timeout=0.1)}")
+            launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes=2"]
+            subprocess.run([sys.executable, *launch, "--machine_rank=1", str(out / "03.py")], env=ONE_THREAD,
+                           check=True, capture_output=True, timeout=600, cwd=tmp_path)
+            assert first.wait(timeout=600) == 0
+        finally:
+            first.kill()
+    assert [r["step"] for r in log_of(out)] == list("123456") and (out / "checkpoint").is_dir()
 
 
 @pytest.mark.slow
