@@ -1,7 +1,8 @@
 """Opens notebooks in JupyterLab with headless Chromium, runs all cells, and looks at the page as readers do.
 
 Usage: browser.py [NOTEBOOK …] [--screenshots FOLDER] [--whole]. Without names, all of them; shortened, but
-with --whole. One line a notebook; the exit status is 1 if a cell failed or a picture is missing.
+with --whole. One line a notebook; the exit status is 1 if a cell failed, a picture is missing or an output is
+wider than the page.
 """
 
 import argparse
@@ -37,7 +38,9 @@ LOOK = """
                 .map(e => e.textContent).filter(t => t.includes('Traceback (most recent call last)'))
                 .map(t => t.slice(-300)),  // bars are written there, too
             images: images.length, missing: images.filter(i => !(i.complete && i.naturalWidth)).length,
-            wide: images.filter(i => i.getBoundingClientRect().right > window.innerWidth).length};
+            wide: [...panel.querySelectorAll('.jp-OutputArea-output')].filter(
+                o => o.scrollWidth > o.clientWidth + 1  // it would have to be scrolled
+                    || o.getBoundingClientRect().right > panel.getBoundingClientRect().right + 1).length};
 """
 
 

@@ -34,13 +34,15 @@ def test_an_error_in_a_cell_is_seen(tmp_path):
 
     (tmp_path / "notebooks").mkdir()
     cells = [nbformat.v4.new_code_cell(text) for text in (
-        "from IPython.display import HTML; HTML('<img src=\"nothing.png\"> a picture')", "1 / 0")]
+        "from IPython.display import HTML; HTML('<img src=\"nothing.png\"> a picture')",
+        "HTML('<table><td style=\"min-width: 2000px\">a table</table>')", "1 / 0")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     broken = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
     nbformat.write(broken, tmp_path / "notebooks" / "broken.ipynb")
     with browser.chromium(tmp_path) as page, browser.jupyterlab(tmp_path) as address:
         seen = browser.run_all(page, address, "broken", 120)
-    assert "ZeroDivisionError" in seen["errors"][0] and (seen["images"], seen["missing"]) == (1, 1)
+    assert "ZeroDivisionError" in seen["errors"][0]
+    assert (seen["images"], seen["missing"], seen["wide"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
