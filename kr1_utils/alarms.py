@@ -17,7 +17,7 @@ LIMITS = {  # sign: its bound, and what it means; none was reached in our runs t
     "repetition": (0.5, "turns repeat themselves"),
     "empty_thoughts": (0.5, "thoughts are empty"),
     "entropy": (0.002, "entropy is near 0: all samples say the same"),
-    "grad_norm": (25.0, "the gradient explodes: its norm, over the median of the steps so far, is"),
+    "grad_norm": (25.0, "the gradient explodes: its norm is so many times the median of the steps before"),
 }
 
 def repetition(t: Trajectory) -> float:
