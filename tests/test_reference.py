@@ -123,8 +123,15 @@ def pack_recall():
     yield " / ".join(f"{s:.2f}" for s in shares) + f" of the {len(rows)} answerable questions"
 
 
+def kills():
+    """How many moments, in how many places; all of them ended equal."""
+    table = pd.read_csv(REFERENCE / "kills.csv")
+    assert table["equal"].equals(table["kills"]) and table["kills"].nunique() == 1
+    yield f"SIGKILL at {table['kills'].sum()} random moments, {table['kills'][0]} in each"
+
+
 TOLD = {"three seeds": three_seeds, "SmolLM2": smol_stages, "BM25 engines": engines, "index": index_sizes,
-        "agent loop": agent_loop, "recall": pack_recall, "outcomes": outcomes,
+        "agent loop": agent_loop, "recall": pack_recall, "outcomes": outcomes, "kills": kills,
         "ladder, tiny": lambda: ladder("tiny/seed42/ladder", ("before", "after")),
         "ladder, SmolLM2": lambda: ladder("smol_2wiki_ladder", ("as it came", "before", "after"))}
 
