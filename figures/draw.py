@@ -56,8 +56,9 @@ def micro_batches(forecasts: pd.DataFrame, bench: pd.DataFrame):
         axes[2].bar([i + 0.4 * n - 0.2 for i in range(3)], ratio[kind], 0.38, label=f"{kind} lengths")
     axes[2].axhline(1, color=plots.GREY, linewidth=1)
     axes[2].set_xticks(range(3), ratio["equal"].index)
-    axes[2].set(title="tiny, time, measured", xlabel="mean tokens of a response", ylabel="one pass = 1")
-    for ax, where in zip(axes, ("upper left", "upper left", "center right")):
+    axes[2].set(title="tiny, time, measured", xlabel="mean tokens of a response", ylabel="one pass = 1",
+                ylim=(0, 1.4))
+    for ax, where in zip(axes, ("upper left", "upper left", "upper right")):
         ax.legend(fontsize=8, loc=where)
     return figure
 
