@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from kr1_utils.data import progress
 from kr1_utils.profiles import REPO
 from kr1_utils.reproduce import NOTEBOOKS
 
@@ -220,7 +221,7 @@ class Killer:
             raise RuntimeError(f"The run stopped: see {self.folder / 'log.txt'}.")
         return "killed" if landed else "missed" if hit else "ended"
 
-    def torment(self, place: str, kills: int) -> dict:
+    def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
         """Kill runs so often in this place; each goes on until it ends, and is compared."""
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
         row, spans, ended = {"place": place, "kills": 0, "resumed": 0, "equal": 0}, {}, True
@@ -234,7 +235,9 @@ class Killer:
                 self.finish()
                 result, numbers = "ended", list(MADE)
             chain += result == "killed"
-            row["kills"] += result == "killed"
+            if result == "killed":
+                row["kills"] += 1
+                killed()
             ended = result == "ended"
             if ended:
                 left = [f.name for f in self.out.glob("*") if f.suffix in (".part", ".old")]
@@ -258,7 +261,8 @@ def main() -> int:
         killer = Killer(Path(folder, "kill"), args.seed)
         killer.undisturbed()
         for place in args.place or PLACES:
-            rows.append(killer.torment(place, args.kills))
+            with progress(args.kills, place, " kills") as bar:
+                rows.append(killer.torment(place, args.kills, bar.update))
             print("{place}: {kills} kills, {resumed} resumed, {equal} equal".format(**rows[-1]), flush=True)
     if args.out:
         with Path(args.out).open("w", newline="") as file:
