@@ -1,6 +1,7 @@
 """The forecast: equal to what the same step really allocates, and quick for models that do not fit here."""
 
 import copy
+import gc
 import json
 import re
 import runpy
@@ -37,6 +38,7 @@ def really_allocated(model, step: Step) -> int:
     ids = torch.randint(5, 400, (step.rows, step.tokens))
     mask, response = torch.ones_like(ids), step.tokens - step.prompt_tokens
     mask[:step.padded, :7] = 0  # True is 1: the first row
+    gc.collect()  # what earlier steps left behind would be counted as freed in this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         if step.chunked:
             out = model(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True)

@@ -285,8 +285,8 @@ def test_room_asked_for_is_enough(tmp_path, world, monkeypatch):
 
 @pytest.mark.parametrize("name", ["passages.jsonl", "passages.jsonl.gz"])
 def test_file_is_indexed_like_its_passages(tmp_path, small, name):
-    (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb").write(
-        b"".join(retriever_module._line(p) for p in CORPUS))
+    with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
+        file.write(b"".join(retriever_module._line(p) for p in CORPUS))
     index = Retriever.build(tmp_path / name, tmp_path / "index")
     assert index.search(["Dara Kallas Merano"], 4) == small.search(["Dara Kallas Merano"], 4)
     corpus = fingerprint(tmp_path / name)
