@@ -34,8 +34,8 @@ class CollapseAlarms(TrainerCallback):
     """Warns when a sign of collapse appears, saves a checkpoint, and stops where asked.
 
     The trajectories of that step are written to `folder`/alarm-<step>.jsonl. A sign warns once, and again
-    only after it has gone. After a gradient that is not a number no checkpoint is made, for the weights are
-    spoiled: the last one is from before. `trainer.add_callback` adds it; `stop` ends training at an alarm.
+    only after it has gone; checkpoints keep what was seen. A gradient that is no number leaves no checkpoint,
+    for the weights are spoiled. `trainer.add_callback` adds it; `stop` ends training at an alarm.
     """
 
     def __init__(self, trainer, folder: str | Path, stop: bool = False):
@@ -55,6 +55,11 @@ class CollapseAlarms(TrainerCallback):
         return {**logs, "repetition": all_of[0], "empty_thoughts": all_of[1],
                 "grad_norm": logs["grad_norm"] / max(usual, 1e-3)}
 
+    def on_train_begin(self, args, state, control, **_):
+        kept = state.stateful_callbacks.get("alarms", {"seen": self._seen, "on": []})  # of a checkpoint
+        self._seen, self._on = kept["seen"], set(kept["on"])
+        control.should_training_stop |= self.stop and bool(self._on)
+
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in logs or not self.trainer.model.training:
             return
@@ -66,13 +71,13 @@ class CollapseAlarms(TrainerCallback):
                 self._seen[sign] = [*self._seen[sign][1 - WINDOW:], values[sign]]
                 value, full = fmean(self._seen[sign]), len(self._seen[sign]) == WINDOW
                 hit = full and (value < bound if sign == "entropy" else value > bound)
-            if hit:
-                on.add(sign)
-                if sign not in self._on:
-                    self._raise(state, sign, value)
-        control.should_save = (control.should_save or bool(on - self._on)) and not spoiled
+            if hit and sign not in self._on:
+                self._raise(state, sign, value)
+            on |= {sign} if hit else set()
+        between = self.trainer._step % (args.steps_per_generation * args.num_iterations)  # no place to go on
+        control.should_save = (control.should_save or bool(on - self._on) and not between) and not spoiled
         control.should_training_stop |= self.stop and bool(on)
-        self._on = on
+        self._on, state.stateful_callbacks["alarms"] = on, {"seen": self._seen, "on": sorted(on)}
 
     def _raise(self, state, sign: str, value: float) -> None:
         self.raised.append({"step": state.global_step, "sign": sign, "value": value})

@@ -228,7 +228,7 @@ def _injected(cells: list[str]) -> set[str]:
 
 def index_folder(out: Path) -> Path:
     """Where the index of a run lies: in data/index for the default output folders, else in OUT."""
-    runs = REPO / "data" / "runs"
+    runs, out = (REPO / "data" / "runs").resolve(), out.resolve()
     return REPO / "data" / "index" / out.name if out.parent == runs else out / "index"
 
 def shown(file: str | os.PathLike) -> str:
@@ -321,7 +321,7 @@ def append_log(file: Path, row: dict) -> None:
 def from_step(file: Path, step: int) -> Path:
     """The file of trajectories, without what a cut-off run wrote from `step` on."""
     if file.exists():
-        lines = io.StringIO(file.read_text(encoding="utf-8")).readlines()  # U+2028 ends no line
+        lines = io.StringIO(file.read_text("utf-8", errors="replace")).readlines()  # U+2028 ends no line
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
         if len(kept) < len(lines):
             write_text(file, "".join(kept))

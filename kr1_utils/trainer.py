@@ -23,7 +23,6 @@ from kr1_utils.engines import TransformersEngine, settle_vllm_on_cpu, vllm_engin
 from kr1_utils.memory import micro_batches, peak_gib, rows_of
 from kr1_utils.models import merged_weights
 from kr1_utils.profiles import Limits, Profile
-from kr1_utils.protocol import ChatFormat
 
 FIELDS = ("answer", "turns", "passages", "searches", "stop")  # what reward functions are given
 # What a part's loss is of its batch's: TRL averages over rows or tokens, or divides by the whole's tokens.
@@ -70,7 +69,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         self.retriever, self.limits, self.system_prompt = retriever, limits, system_prompt
         self.folder, self.on_step, self.on_out_of_memory = Path(folder), on_step, on_out_of_memory
         self.remove_callback(PrinterCallback)  # `on_step` reports, and train_log.csv holds the rest
-        self.chat = ChatFormat.of(self.processing_class)
+        self.chat = protocol.ChatFormat.of(self.processing_class)
         check_limits(limits, self.processing_class, self.chat)
         self.mask_checked, self.longest, self.budget = False, 0, tokens_per_micro_batch
         if self.budget:
@@ -148,34 +147,36 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
                     out[i][rows, :ids.shape[1]] = part
         return tuple(out)
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, *args, epoch: int, **kwargs):
         """transformers'; but a checkpoint of the last step is the end, where it would train one step more."""
-        self.control.should_training_stop |= self.state.global_step >= self.args.max_steps
-        return None if self.control.should_training_stop else super()._run_epoch(*args, **kwargs)
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        self.order.manual_seed(self.args.seed + epoch)
+        return None if self.control.should_training_stop else super()._run_epoch(*args, epoch=epoch, **kwargs)
 
-    def training_step(self, *args, **kwargs):
-        """TRL's; where memory runs out, all steps so far are saved before the run stops."""
+    def training_step(self, *inputs, **kwargs):
+        """TRL's; where memory runs out, a single process saves all steps so far before it stops."""
         try:
-            return super().training_step(*args, **kwargs)
+            return super().training_step(*inputs, **kwargs)
         except torch.OutOfMemoryError as error:
             cause = str(error).splitlines()[0]
         torch.cuda.empty_cache()  # only here are the tensors of the failed step free
-        step, folder = self.state.global_step, Path(self.args.output_dir)
+        step, args, folder = self.state.global_step, self.args, Path(self.args.output_dir)
+        between = step * args.gradient_accumulation_steps % (args.steps_per_generation * args.num_iterations)
         saved = (folder / f"checkpoint-{step}" / "trainer_state.json").exists()
-        if self.accelerator.num_processes == 1 and not saved:  # others may be waiting in another call
+        if self.accelerator.num_processes == 1 and not (saved or between):  # others may wait in another call
             self.optimizer.zero_grad()
             self._save_checkpoint(self.model, None)
         write_text(folder / OUT_OF_MEMORY, cause)
         tokens = max(self.longest, self.limits.max_turn_tokens)  # a forecast is of one turn at least
         advice = self.on_out_of_memory(tokens) if self.on_out_of_memory else ""
         raise RuntimeError(f"Out of memory in step {step + 1}, at responses of {self.longest} tokens: {cause}"
-                           " The run is saved: lower max_response_tokens or tokens_per_micro_batch, and it "
-                           f"goes on from there.\n{advice}")
+                           " Lower max_response_tokens or tokens_per_micro_batch, and the run goes on from "
+                           f"its last checkpoint.\n{advice}")
 
     def _get_train_sampler(self, dataset=None):
         """TRL's; a run that goes on in a later epoch finds that epoch's order."""
         sampler = super()._get_train_sampler(dataset)
-        sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
+        self.order = getattr(sampler, "generator", torch.Generator())  # set_epoch reaches no resumed shard
         return sampler
 
     def _save_rng_state(self, output_dir):

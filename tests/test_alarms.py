@@ -33,14 +33,15 @@ def watch(said, tmp_path):
     """Alarms over a trainer that has made one good trajectory; `step(**logs)` lets it log."""
     trainer = SimpleNamespace(
         trajectories=[said(SEARCH, ANSWER)], model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(device="cpu", reduce=lambda tensor, reduction: tensor))
-    watch = CollapseAlarms(trainer, tmp_path)
-    state = TrainerState(global_step=0)
+        accelerator=SimpleNamespace(device="cpu", reduce=lambda tensor, reduction: tensor), _step=0)
+    watch, state = CollapseAlarms(trainer, tmp_path), TrainerState(global_step=0)
+    watch.state, watch.args = state, SimpleNamespace(steps_per_generation=1, num_iterations=1)
 
     def step(**logs):
         state.global_step += 1
+        trainer._step += 1
         control = TrainerControl()
-        watch.on_log(None, state, control, {**FINE, **logs})
+        watch.on_log(watch.args, state, control, {**FINE, **logs})
         return control
 
     watch.step = step
@@ -70,6 +71,28 @@ def test_it_stops_where_asked(watch):
     assert [c.should_training_stop for c in controls] == [False] * (WINDOW - 1) + [True]
 
 
+def test_no_checkpoint_is_made_while_trajectories_serve_more_steps(watch):
+    watch.args.num_iterations = 2
+    assert not any(watch.step(truncated=0.9).should_save for _ in range(WINDOW))  # it rings at step 5
+    assert watch.raised
+
+
+def test_a_run_that_goes_on_is_watched_as_if_it_had_never_been_cut_off(watch, tmp_path):
+    for _ in range(WINDOW - 1):
+        watch.step(truncated=0.9, grad_norm=0.3)
+    watch.state.save_to_json(tmp_path / "state.json")
+    resumed, control = CollapseAlarms(watch.trainer, tmp_path, stop=True), TrainerControl()
+    state = TrainerState.load_from_json(tmp_path / "state.json")
+    resumed.on_train_begin(watch.args, state, control)
+    assert not control.should_training_stop and resumed._seen == watch._seen
+    state.global_step += 1
+    resumed.on_log(watch.args, state, control, {**FINE, "truncated": 0.9})
+    assert [(r["step"], r["sign"]) for r in resumed.raised] == [(WINDOW, "truncated")]
+    again, control = CollapseAlarms(watch.trainer, tmp_path, stop=True), TrainerControl()
+    again.on_train_begin(watch.args, state, control)
+    assert control.should_training_stop and not again.raised
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_no_number_warns_at_once_and_nothing_spoiled_is_saved(watch, bad):
     for _ in range(WINDOW):
@@ -77,7 +100,7 @@ def test_a_gradient_that_is_no_number_warns_at_once_and_nothing_spoiled_is_saved
     assert not watch.step(grad_norm=bad).should_save
     assert [(r["step"], r["sign"]) for r in watch.raised] == [(WINDOW + 1, "grad_norm")]
     control = TrainerControl(should_save=True)  # save_steps asks for a checkpoint
-    watch.on_log(None, TrainerState(global_step=9), control, {**FINE, "grad_norm": bad})
+    watch.on_log(watch.args, TrainerState(global_step=9), control, {**FINE, "grad_norm": bad})
     assert not control.should_save
 
 
@@ -103,7 +126,7 @@ def test_repetition_and_empty_thoughts_are_read_off_the_turns(watch, said):
 
 
 def test_an_evaluation_and_the_last_summary_of_a_run_are_not_looked_at(watch):
-    watch.on_log(None, TrainerState(), TrainerControl(), {"train_runtime": 1.0})
+    watch.on_log(watch.args, TrainerState(), TrainerControl(), {"train_runtime": 1.0})
     watch.trainer.model.training = False
     for _ in range(WINDOW):
         watch.step(truncated=1.0)
@@ -133,3 +156,8 @@ def test_in_training_an_alarm_saves_a_checkpoint_and_stops(tmp_path, questions, 
     assert run.state.global_step == WINDOW
     assert (tmp_path / "state" / f"checkpoint-{WINDOW}" / "trainer_state.json").is_file()
     assert len((tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()) == 8
+    again = make(tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always])
+    again.args.max_steps = 99
+    again.add_callback(CollapseAlarms(again, tmp_path, stop=True))
+    again.train(resume_from_checkpoint=True)  # as if it had been killed before it could end
+    assert again.state.global_step == WINDOW

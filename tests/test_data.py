@@ -324,6 +324,20 @@ def test_two_output_folders_do_not_share_an_index(tmp_path):
     assert data.index_folder(tmp_path / "a") != data.index_folder(tmp_path / "b")
 
 
+def test_an_output_folder_has_one_index_however_it_is_written(monkeypatch):
+    monkeypatch.chdir(profiles.REPO)
+    whole = profiles.REPO / "data" / "runs" / "a"
+    assert data.index_folder(whole.relative_to(profiles.REPO)) == data.index_folder(whole)
+
+
+def test_trajectory_that_was_cut_off_within_a_letter_goes(tmp_path):
+    file, rows = tmp_path / "trajectories.jsonl", [{"step": n, "said": "Kaljulaïd\u2028é"} for n in (1, 2)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    file.write_bytes(text[:-3 - len('"')])  # one of the two bytes of é
+    data.from_step(file, 2)
+    assert [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]] == rows[:1]
+
+
 def test_shown_paths_never_start_at_the_root(tmp_path):
     assert data.shown(profiles.REPO / "data" / "x.csv") == "data/x.csv"
     assert not data.shown(tmp_path / "x.csv").startswith("/")

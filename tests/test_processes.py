@@ -97,19 +97,28 @@ def test_an_error_in_a_process_ends_all_with_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_two_processes_goes_on_and_ends_as_an_undisturbed_one(tmp_path):
-    logs = {}
+@pytest.mark.parametrize("asked", ["all", "twelve"])  # of twelve, step 4 is in the second epoch
+def test_a_killed_run_of_two_processes_goes_on_and_ends_as_an_undisturbed_one(asked, tmp_path):
+    logs, more, kill_at = {}, [], 3
+    if asked == "twelve":
+        (tmp_path / "data").mkdir()
+        for name, file in dict(passages="passages", questions="test", train="train").items():
+            lines = (REPO / "data" / "miniwiki" / f"{file}.jsonl").read_text().splitlines(keepends=True)
+            kept = "".join(lines[:12] if name == "train" else lines)
+            (tmp_path / "data" / f"{name}.jsonl").write_text(kept)
+        more, kill_at = ["--data", str(tmp_path / "data")], 5
     for name in ("undisturbed", "killed"):
         out = tmp_path / name
-        subprocess.run(call(out, "01"), env=ONE_THREAD, check=True, capture_output=True, timeout=600)
+        first, train = ([*call(out, number), *more] for number in ("01", "03"))
+        subprocess.run(first, env=ONE_THREAD, check=True, capture_output=True, timeout=600)
         if name == "killed":
-            with subprocess.Popen(call(out, "03"), env=ONE_THREAD, stdout=subprocess.DEVNULL) as run:
-                while not (out / "train_log.csv").exists() or len(log_of(out)) < 3:
+            with subprocess.Popen(train, env=ONE_THREAD, stdout=subprocess.DEVNULL) as run:
+                while not (out / "train_log.csv").exists() or len(log_of(out)) < kill_at:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         pytest.fail(f"it ended by itself: {run.wait(timeout=0.1)}")
                 run.kill()
             assert run.returncode == -signal.SIGKILL and len(log_of(out)) < 6
-        subprocess.run(call(out, "03"), env=ONE_THREAD, check=True, capture_output=True, timeout=600)
+        subprocess.run(train, env=ONE_THREAD, check=True, capture_output=True, timeout=600)
         logs[name] = [{k: v for k, v in row.items() if k not in TIMED} for row in log_of(out)]
         rows = [json.loads(line)["step"] for line in (out / "trajectories.jsonl").read_text().splitlines()]
         assert rows == [step for step in range(1, 7) for _ in range(4)]

@@ -241,6 +241,14 @@ def test_run_that_goes_on_in_a_later_epoch_is_the_undisturbed_one(save_steps, tm
     assert asked[:3] != asked[5:]  # each time in another order
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_number_of_epochs_may_stand_in_place_of_steps(shuffle, tmp_path, questions, retriever):
+    profile = replace(TINY, grpo={**TINY.grpo, "max_steps": -1, "num_train_epochs": 2, "warmup_steps": 0,
+                                  "shuffle_dataset": shuffle})
+    make(tmp_path, {"train": questions["train"][:4]}, retriever, profile).train()
+    assert [r["step"] for r in log_of(tmp_path)] == ["1", "2", "3", "4"]
+
+
 def test_limits_that_disagree_with_trls_are_refused(tmp_path, tiny, retriever):
     with pytest.raises(ValueError, match="max_completion_length=220 must equal max_response_tokens=700"):
         KnowledgeGRPOTrainer(tiny[0], retriever=retriever, limits=ROOMY, folder=tmp_path,
