@@ -103,9 +103,10 @@ class Killer:
         self.began = time.time_ns()
         words = ["--profile", "tiny", "--data", str(self.data), "--out", str(self.out), *self.sets]
         log = (self.folder / "log.txt").open("a")
-        return subprocess.Popen([sys.executable, "-m", "kr1_utils.reproduce", *words,
-                                 *(["--only", only] if only else [])], stdout=log, stderr=log,
-                                start_new_session=True)
+        self.run = subprocess.Popen([sys.executable, "-m", "kr1_utils.reproduce", *words,
+                                     *(["--only", only] if only else [])], stdout=log, stderr=log,
+                                    start_new_session=True)
+        return self.run
 
     def finish(self, only: str = "") -> None:
         if self.start(only).wait():
@@ -127,7 +128,10 @@ class Killer:
 
     def fresh(self, file: Path) -> bool:
         """Whether this attempt wrote the file."""
-        return file.exists() and file.stat().st_mtime_ns > self.began
+        try:
+            return file.stat().st_mtime_ns > self.began
+        except OSError:  # not there, or just removed: the run goes on while we look
+            return False
 
     def cells(self, number: str, folder: Path) -> list[dict]:
         """The code cells of a notebook that runs, as papermill last saved it."""
@@ -162,7 +166,11 @@ class Killer:
             except (OSError, ValueError):
                 return False
 
-        return {f.name for f in (self.out / "training").glob("checkpoint-*") if not whole(f)}
+        try:
+            folders = list((self.out / "training").glob("checkpoint-*"))
+        except OSError:  # removed while it was listed
+            return set()
+        return {f.name for f in folders if not whole(f)}
 
     def kill(self, run: subprocess.Popen) -> bool:
         """SIGKILL for its process group; whether it still ran."""
@@ -223,6 +231,13 @@ class Killer:
 
     def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
         """Kill runs so often in this place; each goes on until it ends, and is compared."""
+        try:
+            return self._torment(place, kills, killed)
+        finally:  # what goes wrong here must leave no run behind that writes to the next one's folder
+            if self.run.poll() is None:
+                self.kill(self.run)
+
+    def _torment(self, place: str, kills: int, killed) -> dict:
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
         row, spans, ended = {"place": place, "kills": 0, "resumed": 0, "equal": 0}, {}, True
         while row["kills"] < kills or not ended:
