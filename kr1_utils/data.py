@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -269,16 +270,19 @@ def write_whole(file: str | os.PathLike, write) -> None:
 def sync(*files: str | os.PathLike) -> None:
     """Wait until the disk holds these files or folders."""
     for file in files:
-        os.fsync(number := os.open(file, os.O_RDONLY))
-        os.close(number)
+        number = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 def replace(folder: Path, part: Path) -> None:
     """Put `part` in the place of `folder`; a folder that is only half there never bears the name."""
     old = folder.with_name(folder.name + ".old")
+    sync(*part.rglob("*"), part)  # first, for it may find the disk full
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
-    sync(*part.iterdir())
     sync(part.rename(folder).parent)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -297,9 +301,8 @@ def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
 
 def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
     """A plain bar on stderr. In a terminal it moves at once; in a notebook or a log, where what was written
-    stays, every 10 seconds at most, and about fifty times."""
-    rarely = {} if sys.stderr.isatty() else {"mininterval": 10, "miniters": max(1, (total or 0) // 50)}
-    return tqdm(total=total, desc=what, unit=unit, **rarely, **more)
+    stays, every 10 seconds at most."""
+    return tqdm(total=total, desc=what, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 10, **more)
 
 def append_log(file: Path, row: dict) -> None:
     """Put `row` behind the rows of earlier steps; rows of its own step or later ones are from a run
@@ -318,14 +321,23 @@ def append_log(file: Path, row: dict) -> None:
     writer.writerows([*rows, row])
     write_text(file, text.getvalue())
 
-def from_step(file: Path, step: int) -> Path:
-    """The file of trajectories, without what a cut-off run wrote from `step` on."""
+def before_step(file: Path, step: int) -> None:
+    """Take out of a file of trajectories what a cut-off run wrote from `step` on, and what can't be read."""
+    def kept(line):
+        with suppress(ValueError, KeyError, TypeError):  # a machine that lost its power can leave anything
+            return line.endswith("\n") and json.loads(line)["step"] < step
+
     if file.exists():
         lines = io.StringIO(file.read_text("utf-8", errors="replace")).readlines()  # U+2028 ends no line
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
-        if len(kept) < len(lines):
-            write_text(file, "".join(kept))
-    return file
+        if not all(map(kept, lines)):
+            write_text(file, "".join(filter(kept, lines)))
+
+def append_rows(file: Path, rows: list[dict]) -> None:
+    """Put JSON objects, one a line, behind those of a file, and wait until the disk holds them."""
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
+        out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+        out.flush()
+        os.fsync(out.fileno())
 
 def resume_point(folder: Path, settings: dict) -> str | None:
     """The last complete checkpoint in `folder` of a run with these settings; else clear the folder. Where
@@ -347,7 +359,7 @@ def _resume_point(folder: Path, settings: dict) -> str | None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     write_text(note, text)
-    for checkpoint in sorted(folder.glob("checkpoint-*"), key=lambda c: -int(c.name.split("-")[1])):
+    for checkpoint in sorted(folder.glob("checkpoint-[0-9]*"), key=lambda c: -int(c.name.split("-")[1])):
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())
             return str(checkpoint)

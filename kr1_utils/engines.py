@@ -3,7 +3,7 @@
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+from functools import lru_cache
 
 import torch
 from llvmlite.binding.ffi import lib
@@ -66,15 +66,12 @@ def closes(tokenizer, ids: list[int]) -> bool:
     before, text = tokenizer.decode(ids[:-1]), tokenizer.decode(ids)
     return any(text.count(tag) > before.count(tag) for tag in CLOSING)
 
-_CLOSING_TOKENS: WeakKeyDictionary = WeakKeyDictionary()  # tokenizer -> table
-
+@lru_cache(8)
 def closing_tokens(tokenizer) -> torch.Tensor:
     """(V + 1,) bool: which tokens hold a '>' and so may complete a closing tag; the last stands for ids past
     the tokenizer's, of which a model may have some, unused."""
-    if tokenizer not in _CLOSING_TOKENS:
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-        _CLOSING_TOKENS[tokenizer] = torch.tensor([*(">" in t for t in texts), False])
-    return _CLOSING_TOKENS[tokenizer]
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return torch.tensor([*(">" in t for t in texts), False])
 
 class TransformersEngine:
     """Generates with `model.generate` on a left-padded batch.
@@ -86,13 +83,14 @@ class TransformersEngine:
         end_of_turn: the token id that ends an assistant message.
         temperature: 0 for greedy.
         batch_size: rows generated together.
-        keep_cache: False computes every prompt from its first token, in every turn.
+        keep_cache: None is "on a CPU": on a GPU, memory is dearer than computing a prompt in every turn.
     """
 
     def __init__(self, model, tokenizer, end_of_turn: int, temperature: float = 1.0,
-                 batch_size: int = 64, keep_cache: bool = True):
+                 batch_size: int = 64, keep_cache: bool | None = None):
         self.model, self.tokenizer, self.end_of_turn = model, tokenizer, end_of_turn
-        self.temperature, self.batch_size, self.keep_cache = temperature, batch_size, keep_cache
+        self.temperature, self.batch_size = temperature, batch_size
+        self.keep_cache = model.device.type == "cpu" if keep_cache is None else keep_cache
         self.window = getattr(model.config, "max_position_embeddings", None)  # tokens
         self.kept: dict[tuple[int, ...], list] = {}  # ids -> [(keys, values) (heads, T, width) a layer]
         self.computed = 0  # tokens computed so far: of prompts, sampled, padding, and rows already finished

@@ -46,10 +46,6 @@ def normalize_r1(text: str) -> str:
     https://arxiv.org/abs/2503.05592, its evaluation script)."""
     return normalize_answer({"True": "yes", "False": "no"}.get(text, text).translate(_BLANKS))
 
-def em_r1(prediction: str | None, golden_answers: list[str]) -> float:
-    """Exact match after R1-Searcher's normalizer."""
-    return float(prediction is not None and normalize_r1(prediction) in map(normalize_r1, golden_answers))
-
 def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
     """R1-Searcher's cover match: every word of a gold answer is one of the prediction's, in any order."""
     words = set(normalize_r1(prediction or "").split(" "))
@@ -59,7 +55,8 @@ def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
 SCORERS = {  # as published: each of (prediction or None, gold answers)
     "2wiki": {"em": exact_match, "f1": f1_score},
     "search_r1": {"em": exact_match, "sub_em": sub_em},
-    "r1_searcher": {"em": em_r1, "f1": lambda p, g: f1_score(p, g, normalize_r1), "cover_em": cover_em},
+    "r1_searcher": {"em": lambda p, g: float(p is not None and normalize_r1(p) in map(normalize_r1, g)),
+                    "f1": lambda p, g: f1_score(p, g, normalize_r1), "cover_em": cover_em},
 }
 
 def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFrame:
@@ -193,17 +190,15 @@ def before_and_after(before: dict[str, list[dict]], after: dict[str, list[dict]]
 
     `em_*`, `f1_*`, `searches_*` and lengths are over "test"; `em_single_*` over "test_single".
     """
+    keys = {"em": "em", "f1": "f1", "searches": "searches", "response_length": "sampled_length",
+            "retrieved_length": "retrieved_length", "format": "format"}
     out: dict = {}
     for when, sets in (("before", before), ("after", after)):
         test, single = sets["test"], sets["test_single"]
-        out |= {f"em_{when}": mean(test, "em"), f"f1_{when}": mean(test, "f1"),
-                f"em_single_{when}": mean(single, "em") if single else None,
-                f"searches_{when}": mean(test, "searches"),
-                f"searches_single_{when}": mean(single, "searches") if single else None,
-                f"response_length_{when}": mean(test, "sampled_length"),
-                f"retrieved_length_{when}": mean(test, "retrieved_length"),
-                f"format_{when}": mean(test, "format"),
-                f"truncated_{when}": truncation(test)[0], f"em_not_truncated_{when}": truncation(test)[1],
+        cut, others = truncation(test)
+        out |= {f"{name}_{when}": mean(test, key) for name, key in keys.items()}
+        out |= {f"{key}_single_{when}": mean(single, key) if single else None for key in ("em", "searches")}
+        out |= {f"truncated_{when}": cut, f"em_not_truncated_{when}": others,
                 f"by_type_{when}": by_type(test + single)}
     return out
 

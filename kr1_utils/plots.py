@@ -41,16 +41,6 @@ def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", wind
     axes.plot(x, y.rolling(window, min_periods=1, center=True).mean(), color=color, linewidth=2,
               linestyle=style, label=label or None)
 
-def lengths(log: pd.DataFrame):
-    """Response length over training, split into what was sampled and what was retrieved."""
-    figure, ax = plt.subplots(figsize=(7, 3.5))
-    ax.stackplot(log["step"], log["completion_length"], log["retrieved_length"],
-                 labels=["sampled by the model (mask 1)", "retrieved and headers (mask 0)"],
-                 colors=[BLUE, "#c9d6e3"])
-    ax.set(xlabel="GRPO step", ylabel="tokens a trajectory", ylim=(0, None))
-    ax.legend(loc="upper left", fontsize=9)
-    return figure
-
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
     head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
@@ -103,14 +93,15 @@ def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
             at = end + len(opening)
     spans = [f"<span style='background:{color}'>{name}</span>" for name, color in _COLORS.items()]
     spans = ["written by ", " · ".join(spans), "; <u>underlined</u>: mask 1<br>"]
-    for i, (token, writer) in enumerate(zip(t.prompt_ids + t.completion_ids, who, strict=True)):
-        at, told = i - len(t.prompt_ids), [writer, f"id {token}", f"mask {int(writer == 'model')}"]
-        if writer == "model":
+    masks = [0] * len(t.prompt_ids) + t.loss_mask  # who wrote it is read off the ids: the two may disagree
+    for i, (token, writer, mask) in enumerate(zip(t.prompt_ids + ids, who, masks, strict=True)):
+        at, told = i - len(t.prompt_ids), [writer, f"id {token}", f"mask {mask}"]
+        if mask:
             told += [f"log-probability {logprobs[at]:.3f}"] if logprobs else []
             told += [f"advantage {advantage:+.2f}"] if advantage is not None else []
             told += ([f"adds {-advantage / tokens_in_batch:+.1e} to the loss"]
                      if advantage is not None and tokens_in_batch else [])
-        text, tag = html.escape(tokenizer.decode([token])), "u" if writer == "model" else "span"
+        text, tag = html.escape(tokenizer.decode([token])), "u" if mask else "span"
         spans.append(f"<{tag} style='background:{_COLORS[writer]}' title='{', '.join(told)}'>"
                      f"{text.replace(chr(10), '↵')}</{tag}> ")
     return ("<div style='font-family:monospace;font-size:12px;line-height:1.9;color:#111;background:#fff'>"

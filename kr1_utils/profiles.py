@@ -100,9 +100,11 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
         raise ValueError(f"max_response_tokens={limits.max_response_tokens} is smaller than one turn of "
                          f"max_turn_tokens={limits.max_turn_tokens}.")
     profile = replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
-    part = profile.grpo["gradient_accumulation_steps"]
-    whole = profile.grpo.get("steps_per_generation", part) * profile.grpo.get("num_iterations", 1)
-    if (steps := profile.grpo.get("save_steps", 0)) * part % whole:
+    grpo, part = profile.grpo, profile.grpo["gradient_accumulation_steps"]
+    rows = grpo["per_device_train_batch_size"]
+    once = grpo.get("steps_per_generation") or grpo.get("generation_batch_size", part * rows) // rows
+    whole = once * grpo.get("num_iterations", 1)
+    if (steps := grpo.get("save_steps", 500)) * part % whole:  # 500: transformers' own
         raise ValueError(f"save_steps={steps}: trajectories serve {whole / part:g} steps, and between "
                          "those a run would not go on as it was.")
     if 0 < profile.tokens_per_micro_batch <= limits.max_response_tokens:

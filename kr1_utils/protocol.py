@@ -60,6 +60,10 @@ def plain(tokenizer, text: str) -> str:
             text = text.replace(token.content, f"&#{ord(token.content[0])};{token.content[1:]}")
     return text
 
+def echo(tokenizer, text: str) -> str:
+    """Text as this tokenizer gives it back: Qwen's, for one, writes a letter and its accent as one."""
+    return tokenizer.decode(tokenizer(plain(tokenizer, text), add_special_tokens=False)["input_ids"])
+
 def messages(question: str, system_prompt: str = SYSTEM_PROMPT, answer_now: bool = False) -> list[dict]:
     """The conversation so far, as chat messages: the system prompt and the question."""
     content = escape(question) + (f"\n{ANSWER_NOW}" if answer_now else "")

@@ -10,19 +10,24 @@ import fcntl
 import hashlib
 import json
 import runpy
+import shutil
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
 import papermill
 from papermill.exceptions import PapermillExecutionError
 
-from kr1_utils.data import index_folder, setup, shown, write_text, write_whole
+from kr1_utils.data import index_folder, setup, shown, sources, write_text, write_whole
 from kr1_utils.profiles import PROFILES, REPO
+from kr1_utils.retriever import fingerprint
 
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
              "04": "04_evaluate", "05": "05_response_length"}
+MADE = {"01": ["retrieval.json"], "03": ["train_log.csv", "trajectories.jsonl", "checkpoint"],
+        "04": ["predictions.jsonl", "summary.json"]}  # what a notebook must have left, to be complete
 END_WITH_PARENT = "__import__('kr1_utils.data').data.end_with_parent()"  # of a kernel; it names nothing
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,9 +59,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 def complete(out: Path, number: str, stamp: str) -> float | None:
-    """Seconds that notebook `number` took, if it ran to its end with this stamp and the index is there."""
+    """Seconds that notebook `number` took, if it ran to its end with this stamp and what it made is there."""
     done = out / ".done" / f"{number}.json"
-    if not (done.is_file() and (out / f"{number}.ipynb").is_file() and index_folder(out).is_dir()):
+    made = [done, out / f"{number}.ipynb", index_folder(out), *(out / name for name in MADE.get(number, ()))]
+    if not all(file.exists() for file in made):
         return None
     record = json.loads(done.read_text())
     return record["seconds"] if record["stamp"] == stamp else None
@@ -103,17 +109,22 @@ def reproduce(args: argparse.Namespace) -> dict:
     if args.data and Path(args.data).is_dir():
         parameters["DATA"] = str(Path(args.data).resolve())
     (out / ".done").mkdir(exist_ok=True)
-    lock, earlier = (out / ".done" / "lock").open("w"), ""
+    lock = (out / ".done" / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
     except BlockingIOError:
         raise OSError(f"OUT={out} is another run's, which has not ended: wait, or choose another.") from None
+    # What a run is made of: other settings or other files make it outdated, in whatever way they came.
+    files = {name: fingerprint(file) for name, file in sources(profile, parameters["DATA"]).items() if file}
+    earlier = json.dumps([asdict(replace(profile, expected={})), files], sort_keys=True)
     for number, name in NOTEBOOKS.items():
         source = (REPO / "notebooks" / f"{name}.ipynb").read_bytes()
         # A notebook also depends on the ones before it, so their stamps go into its own.
         own = (processes, config, rows // processes) if number == "03" and (processes > 1 or config) else ()
-        depends = f"{earlier}{json.dumps(parameters, sort_keys=True)}{own or ''}".encode() + _code(source)
-        earlier = stamp = hashlib.sha256(depends).hexdigest()
+        how = f"{own}{Path(config).read_text() if config else ''}" if own else ""
+        code = [c["source"] for c in json.loads(source)["cells"] if c["cell_type"] == "code"]
+        depends = f"{earlier}{json.dumps([parameters, code], sort_keys=True)}{how}"
+        earlier = stamp = hashlib.sha256(depends.encode()).hexdigest()
         if args.only not in (None, number):
             continue
         taken = None if args.force else complete(out, number, stamp)
@@ -125,12 +136,11 @@ def reproduce(args: argparse.Namespace) -> dict:
             taken = round(run(number, parameters, out, *own), 1)
             write_text(out / ".done" / f"{number}.json", json.dumps({"stamp": stamp, "seconds": taken}))
             print(f"{taken:.0f} s", flush=True)
+        if number == "03" and len(pd.read_csv(out / "train_log.csv")) == profile.grpo["max_steps"]:
+            # Only now, for until it was noted as complete, a run that is killed goes on from there.
+            (out / "training" / "settings.json").unlink(missing_ok=True)  # without it nothing there counts
+            shutil.rmtree(out / "training", ignore_errors=True)
     return _add_seconds(out)
-
-def _code(notebook: bytes) -> bytes:
-    """The code of a notebook: what it says or last printed does not make a run outdated."""
-    cells = json.loads(notebook)["cells"]
-    return json.dumps([c["source"] for c in cells if c["cell_type"] == "code"]).encode()
 
 def _add_seconds(out: Path) -> dict:
     """Put the time of each notebook that is done into summary.json."""

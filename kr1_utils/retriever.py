@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from joblib import Parallel, cpu_count, delayed
 from kr1_utils.data import end_with_parent, progress, read_passages, replace, write_whole
 
 STEMMER, STOP_WORDS = "english", "en"
-BM25 = {"k1": 0.9, "b": 0.4}  # Anserini's defaults, chosen for passages of a few sentences
+BM25 = {"k1": 0.9, "b": 0.4}  # Anserini's defaults
 MANIFEST = "manifest.json"
 SHARD, PROCESSES = 100_000, 6  # passages, and processes at most: each takes some 500 MB for its shard
 DISK = 2.5  # bytes on disk, at most, for each of the passages' own: they, the index, and what is removed
@@ -82,6 +83,12 @@ class Retriever:
         a_row = sum(len(_line(row)) for row in first) / len(first)
         total = len(passages) if isinstance(passages, list) else max(len(first), int(size / a_row))
         part = folder.with_name(folder.name + ".part")
+        if corpus and part.is_dir():
+            with suppress(ValueError):  # unless all was made, and only the renaming was cut off
+                cls.open(part, stemmer, stop_words, corpus)
+                replace(folder, part)
+                return cls.open(folder, stemmer, stop_words)
+        (part / MANIFEST).unlink(missing_ok=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         need, before = DISK * a_row * total, part.iterdir() if part.is_dir() else ()
         free = shutil.disk_usage(folder.parent).free + sum(f.stat().st_size for f in before)
@@ -114,15 +121,15 @@ class Retriever:
         if not folder.is_dir():
             raise FileNotFoundError(f"No index at {folder}: run 01_build_index first.")
         manifest = _manifest(folder)
-        for name, size in manifest["files"].items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                raise ValueError(f"The index in {folder} is incomplete ({name}): "
-                                 "remove it and run 01_build_index.")
         settings = {"format": 2, "stemmer": stemmer, "stop_words": stop_words, "bm25": BM25, "corpus": corpus}
         for what, wanted in settings.items():
             if wanted is not None and manifest.get(what) != wanted:
                 raise ValueError(f"The index in {folder} was built with {what} {manifest.get(what)!r}, "
                                  f"not {wanted!r}: build it again.")
+        for name, size in manifest["files"].items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise ValueError(f"The index in {folder} is incomplete ({name}): "
+                                 "remove it and run 01_build_index.")
         return cls(folder, manifest)
 
     def search(self, queries: list[str], k: int = 3) -> list[list[dict]]:
@@ -213,10 +220,8 @@ def _best(words, ends, indptr, rows, data, passages, k):
     return best_rows, best_scores
 
 def fingerprint(passages: list[dict] | str | os.PathLike) -> str:
-    """A short name for exactly these passages in this order, or for this file of passages.
-
-    Of a file of more than 64 MiB, its size and 64 pieces of a MiB count.
-    """
+    """A short name for exactly these passages in this order, or for this file; of one of more than 64 MiB,
+    its size and 64 pieces of a MiB count."""
     digest = hashlib.sha256()
     if isinstance(passages, list):
         for p in passages:

@@ -4,7 +4,6 @@ Loss, clipping, advantages, LoRA and checkpoints are TRL's (https://github.com/h
 public hook `rollout_func` hands over the trajectories; `env_mask` is the loss mask.
 """
 
-import json
 import math
 import os
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ from trl.models import unwrap_model_for_generation
 
 from kr1_utils import protocol, rewards
 from kr1_utils.agent import Trajectory, check_batch, check_limits, check_mask, rollout
-from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, from_step, sync, write_text
+from kr1_utils.data import LOG_COLUMNS, OUT_OF_MEMORY, append_log, append_rows, before_step, sync, write_text
 from kr1_utils.engines import TransformersEngine, settle_vllm_on_cpu, vllm_engine, whole_weights
 from kr1_utils.memory import micro_batches, peak_gib, rows_of
 from kr1_utils.models import merged_weights
@@ -71,7 +70,8 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)  # `on_step` reports, and train_log.csv holds the rest
         self.chat = protocol.ChatFormat.of(self.processing_class)
         check_limits(limits, self.processing_class, self.chat)
-        self.mask_checked, self.longest, self.budget = False, 0, tokens_per_micro_batch
+        self.mask_checked = self.recorded = False
+        self.longest, self.budget, self.order = 0, tokens_per_micro_batch, torch.Generator()
         if self.budget:
             self._check_budget()
         plain = all(p.is_floating_point() for p in self.model.parameters())  # neither packed in 4 bits …
@@ -176,13 +176,13 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
     def _get_train_sampler(self, dataset=None):
         """TRL's; a run that goes on in a later epoch finds that epoch's order."""
         sampler = super()._get_train_sampler(dataset)
-        self.order = getattr(sampler, "generator", torch.Generator())  # set_epoch reaches no resumed shard
+        self.order = getattr(sampler, "generator", self.order)  # set_epoch reaches no resumed shard
         return sampler
 
     def _save_rng_state(self, output_dir):
         """transformers', for all processes before the first one notes that the checkpoint is complete."""
         super()._save_rng_state(output_dir)
-        sync(*Path(output_dir).iterdir())
+        sync(*Path(output_dir).rglob("*"), output_dir)
         self.accelerator.wait_for_everyone()
 
     @staticmethod
@@ -229,11 +229,11 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             local = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
             self._metrics[mode][name].append(self.accelerator.gather(local).mean().item())
         if mode == "train" and self.accelerator.is_main_process:
-            group = trajectories[: self.num_generations]
-            rows = [{"step": self.state.global_step + 1, **t.said()} for t in group]
-            file = from_step(self.folder / "trajectories.jsonl", rows[0]["step"])
-            with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-                out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
+            file, step = self.folder / "trajectories.jsonl", self.state.global_step + 1
+            if not self.recorded:
+                before_step(file, step)
+            append_rows(file, [{"step": step, **t.said()} for t in trajectories[: self.num_generations]])
+            self.recorded = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log, and one row of train_log.csv a training step."""

@@ -4,8 +4,8 @@
 
 A place is a part of the run: the building of the index, a training step, the writing of a checkpoint,
 the saving of what was trained, the evaluation, the time between two notebooks. SIGKILL goes to the run's
-whole process group; the same command then goes on, and is killed again, until it ends by itself. All is
-compared exactly, but for seconds and memory.
+whole process group; the same command then goes on, and is killed again, until it ends by itself. Nothing that
+was complete may be done again ("resumed"), and all is compared exactly, but for seconds and memory ("equal").
 """
 
 import argparse
@@ -32,7 +32,7 @@ COPIES = 40  # of the corpus, so that its index takes a while
 CELLS = {"index": ("01", "Retriever.build(where", "Retriever.build(where"),
          "step": ("03", "grpo.train(", "grpo.train("),
          "checkpoint": ("03", "grpo.train(", "grpo.train("),
-         "saving": ("03", "models.save_adapter(", "shutil.rmtree("),
+         "saving": ("03", "models.save_adapter(", "(out / name).exists()"),
          "evaluation": ("04", "answer(base, test)", "summary.json")}
 PLACES = (*CELLS, "between")
 WEIGHTS = "checkpoint/adapter_model.safetensors"  # PEFT notes the layers' names beside it in any order
@@ -172,6 +172,22 @@ class Killer:
             return set()
         return {f.name for f in folders if not whole(f)}
 
+    def complete(self) -> tuple[dict, list[str]]:
+        """What is done, and must not be done again: notebooks, by the time at which they were written, and
+        training steps that a checkpoint covers, by the seconds that they took."""
+        books = {f.stem: (self.out / f"{f.stem}.ipynb").stat().st_mtime_ns
+                 for f in (self.out / ".done").glob("*.json")}
+        whole = {f.name for f in (self.out / "training").glob("checkpoint-*")} - self.half_written()
+        steps = max((int(name.split("-")[1]) for name in whole), default=0)
+        log = self.out / "train_log.csv"
+        rows = [row["step_time"] for row in csv.DictReader(log.open())] if log.exists() else []
+        return books, rows if "03" in books else rows[:steps]
+
+    def went_on(self, before: tuple[dict, list[str]]) -> bool:
+        """Whether nothing of what was complete has been done again."""
+        (books, rows), (books_now, rows_now) = before, self.complete()
+        return books.items() <= books_now.items() and rows_now[:len(rows)] == rows
+
     def kill(self, run: subprocess.Popen) -> bool:
         """SIGKILL for its process group; whether it still ran."""
         family, running = descendants(run.pid), run.poll() is None
@@ -240,16 +256,21 @@ class Killer:
     def _torment(self, place: str, kills: int, killed) -> dict:
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
         row, spans, ended = {"place": place, "kills": 0, "resumed": 0, "equal": 0}, {}, True
+        kept, resumed = ({}, []), 0
         while row["kills"] < kills or not ended:
             if ended:
                 self.restore("01" if place == "between" else numbers[0])
-                chain, ended = 0, False
+                chain, resumed, kept, ended = 0, 0, self.complete(), False
             if row["kills"] < kills:
                 result = self.attempt(place, spans)
             else:  # the last one runs to the end of all
                 self.finish()
                 result, numbers = "ended", list(MADE)
-            chain += result == "killed"
+            if not self.went_on(kept):
+                print(place, "did again what was complete", flush=True)
+                resumed = -kills  # none of this chain counts
+            kept = self.complete()
+            chain, resumed = chain + (result == "killed"), resumed + (result == "killed")
             if result == "killed":
                 row["kills"] += 1
                 killed()
@@ -259,7 +280,7 @@ class Killer:
                 bad = differences(self.out, self.whole, numbers) + left
                 if bad:
                     print(place, "differs in", *bad, flush=True)
-                row["resumed"] += chain
+                row["resumed"] += max(0, resumed)
                 row["equal"] += chain * (not bad)
         return row
 
@@ -284,7 +305,7 @@ def main() -> int:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    return int(any(row["equal"] < row["kills"] for row in rows))
+    return int(any(min(row["equal"], row["resumed"]) < row["kills"] for row in rows))
 
 
 if __name__ == "__main__":

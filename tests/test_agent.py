@@ -1,9 +1,12 @@
 """The loop: whatever a model says, a trajectory keeps its limits, its mask and its answer turn."""
 
+import copy
+
 import pytest
 from helpers import ANSWER, NASTY, SEARCH, THINK, Babbler, Shelf, any_limits, any_scripts, least
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import NFC
 
 from kr1_utils import agent, protocol, rewards
 from kr1_utils.agent import ScriptedEngine, check_limits, rollout
@@ -353,3 +356,12 @@ def test_a_window_that_just_fits_is_used(tokenizer):
                          (len(prompt) + ROOMY.max_response_tokens - 1, "prompt_too_long")):
         engine.window = window
         assert rollout(engine, tokenizer, Shelf(), [{"question": question}], ROOMY, SYSTEM)[0].stop == stop
+
+
+def test_question_is_found_again_where_the_tokenizer_composes_accents(tokenizer):
+    composing = copy.deepcopy(tokenizer)
+    composing.backend_tokenizer.normalizer = NFC()
+    question = "Who is Jose\u0301?"  # e and an accent; Qwen's tokenizers make é of them
+    engine = ScriptedEngine(composing, {question: [SEARCH, ANSWER]})
+    t = rollout(engine, composing, Shelf(), [{"question": question}], ROOMY, SYSTEM)[0]
+    assert "José" in composing.decode(t.prompt_ids) and t.answer == "Merano"

@@ -113,6 +113,26 @@ def test_an_exploding_gradient_warns_at_once(watch):
     assert watch.raised[0]["sign"] == "grad_norm"
 
 
+def test_the_first_gradients_after_steps_without_spread_are_no_explosion(watch):
+    for norm in [0.0] * (2 * WINDOW) + [0.3, 0.2, 0.4]:
+        watch.step(grad_norm=norm)
+    assert not watch.raised
+
+
+@pytest.mark.parametrize("text", ["!" * 300, "北京" * 100, "no. " * 80])
+def test_repetition_is_seen_in_any_script(said, text):
+    assert alarms.repetition(said(f"<think> {text}</think>", ANSWER)) > 0.7
+
+
+def test_trajectories_of_alarms_of_an_earlier_run_go(watch, tmp_path):
+    for step in (3, 7):
+        (tmp_path / f"alarm-{step}.jsonl").write_text("{}\n")
+    watch.on_train_begin(watch.args, TrainerState(global_step=5), TrainerControl())
+    assert [f.name for f in tmp_path.iterdir()] == ["alarm-3.jsonl"]
+    watch.on_train_begin(watch.args, TrainerState(), TrainerControl())
+    assert not list(tmp_path.iterdir())
+
+
 def test_repetition_and_empty_thoughts_are_read_off_the_turns(watch, said):
     talk = said("<think> so it is so it is so it is so it is so it is</think><answer> x</answer>")
     assert alarms.repetition(talk) > 0.5 > alarms.repetition(said(SEARCH, ANSWER))
@@ -140,7 +160,7 @@ def test_runs_that_learned_raise_none(watch, file):
     log = pd.read_csv(file)
     for row in log.to_dict("records"):
         watch.step(**{k: row[k] for k in FINE})
-    assert not watch.raised and len(watch._seen["grad_norm"]) == len(log)
+    assert not watch.raised and len(watch._seen["grad_norm"]) == (log["grad_norm"] > 0).sum()
 
 
 def test_in_training_an_alarm_saves_a_checkpoint_and_stops(tmp_path, questions, retriever):

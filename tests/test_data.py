@@ -334,8 +334,34 @@ def test_trajectory_that_was_cut_off_within_a_letter_goes(tmp_path):
     file, rows = tmp_path / "trajectories.jsonl", [{"step": n, "said": "Kaljulaïd\u2028é"} for n in (1, 2)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     file.write_bytes(text[:-3 - len('"')])  # one of the two bytes of é
-    data.from_step(file, 2)
+    data.before_step(file, 2)
     assert [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]] == rows[:1]
+
+
+def test_line_of_trajectories_that_the_disk_lost_goes_and_the_others_stay(tmp_path):
+    file = tmp_path / "trajectories.jsonl"
+    data.append_rows(file, [{"step": 1}, {"step": 2}])
+    with file.open("ab") as more:
+        more.write(b"\0" * 40 + b"\n{}\n")
+    data.before_step(file, 3)
+    assert list(data.read_rows(file)) == [{"step": 1}, {"step": 2}]
+
+
+def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(tmp_path, monkeypatch):
+    folder, part = tmp_path / "folder", tmp_path / "folder.part"
+    for where, text in ((folder, "before"), (part, "after")):
+        where.mkdir()
+        (where / "file").write_text(text)
+
+    def full(*files):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(data, "sync", full)
+        data.replace(folder, part)
+    assert (folder / "file").read_text() == "before"
+    data.replace(folder, part)
+    assert (folder / "file").read_text() == "after" and list(tmp_path.iterdir()) == [folder]
 
 
 def test_shown_paths_never_start_at_the_root(tmp_path):

@@ -50,7 +50,7 @@ def special_tokens(tokenizer):
 
 
 def model_folders():
-    return {"tiny": REPO / "data" / "tiny-lm", "smollm2": models.smollm2_from_wheel()}
+    return {"tiny": REPO / "data" / "tiny-lm", "smollm2": models.locate(models.SMOLLM2)}
 
 
 @pytest.fixture(scope="session", params=["tiny", "smollm2"])
@@ -254,7 +254,7 @@ def test_a_cut_off_file_of_trajectories_is_read_again(tmp_path, question):
     file = tmp_path / "trajectories.jsonl"
     data.write_jsonl(file, [{"step": s, "question": question, "turns": [question]} for s in (1, 2, 3)])
     before = file.read_bytes()
-    data.from_step(file, 3)
+    data.before_step(file, 3)
     assert before.startswith(file.read_bytes()) and file.read_bytes().count(b"\n") == 2
 
 

@@ -189,8 +189,9 @@ def test_wheel_that_can_not_be_had_is_said_in_a_sentence(wheel, tmp_path):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_where_the_real_model_comes_from_is_said(answers, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(models, "hub_has", lambda model: answers)
-    monkeypatch.setattr(models, "smollm2_from_wheel", lambda: tmp_path)
+    monkeypatch.setattr(smollm2, "hub_answers", lambda: answers)
+    monkeypatch.setattr(smollm2, "from_wheel", lambda: tmp_path)
+    monkeypatch.setattr(models.runpy, "run_path", lambda path: vars(smollm2))
     assert models.locate(models.SMOLLM2) == (models.SMOLLM2 if answers else str(tmp_path))
     assert ("from the hub" if answers else "no hub answers") in capsys.readouterr().out
     assert models.locate("data/tiny-lm") == str(REPO / "data" / "tiny-lm")
@@ -198,7 +199,7 @@ def test_where_the_real_model_comes_from_is_said(answers, monkeypatch, capsys, t
 
 @pytest.mark.slow
 def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
-    model, tokenizer = models.load(str(models.smollm2_from_wheel()))
+    model, tokenizer = models.load(models.SMOLLM2)
     assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
     chat = ChatFormat.of(tokenizer)
     assert tokenizer.eos_token == "<|im_end|>" and chat.end_of_turn == tokenizer.eos_token_id
@@ -207,3 +208,13 @@ def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
     assert tokenizer.decode(ids).count("<|im_start|>system") == 1
     said = TransformersEngine(model, tokenizer, chat.end_of_turn, 0).generate([ids], [20])[0].ids
     assert "Paris" in tokenizer.decode(said) and said[-1] == chat.end_of_turn
+
+
+def test_weights_that_are_not_finite_are_not_saved(adapted, tmp_path):
+    folder = models.save_adapter(*adapted, tmp_path / "adapter")
+    spoiled = copy.deepcopy(adapted[0])
+    next(p for n, p in spoiled.named_parameters() if "lora_A" in n).data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="lora_A.* not finite, so nothing is saved"):
+        models.save_adapter(spoiled, adapted[1], folder)
+    models.load("data/tiny-lm", folder)
+    assert list(tmp_path.iterdir()) == [folder]

@@ -3,6 +3,7 @@
 import html
 import re
 import runpy
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -60,7 +61,7 @@ def test_smoothed_curve_is_the_running_mean():
 
 
 def test_lengths_stack_sampled_and_retrieved_tokens(log):
-    ax = plots.lengths(log).axes[0]
+    ax = draw["lengths"](log).axes[0]
     top = ax.collections[1].get_paths()[0].vertices[:, 1].max()
     assert top == pytest.approx((log["completion_length"] + log["retrieved_length"]).max())
     assert ax.get_xlabel() and ax.get_ylabel()
@@ -87,7 +88,7 @@ def test_bench_puts_each_way_beside_one_at_a_time():
 
 def test_saved_figure_is_a_picture_in_its_folder(tmp_path, log):
     plots.use_style()
-    file = plots.save_fig(plots.lengths(log), tmp_path, "05_lengths")
+    file = plots.save_fig(draw["lengths"](log), tmp_path, "05_lengths")
     assert file == tmp_path / "figures" / "05_lengths.png"
     assert file.read_bytes().startswith(b"\x89PNG")
 
@@ -132,6 +133,16 @@ def test_microscope_tells_headers_from_observations(trajectory, tokenizer, chat)
     end = tokenizer.decode([chat.end_of_turn])
     around = tokenizer(f"{end}{chat.before_user}{chat.after_user}{end}", add_special_tokens=False)
     assert said["header"] == [tokenizer.decode([i]) for i in around["input_ids"]]
+
+
+def test_microscope_shows_a_mask_that_is_wrong(trajectory, tokenizer):
+    at = trajectory.loss_mask.index(0) + 5  # of an observation
+    wrong = replace(trajectory, loss_mask=[*trajectory.loss_mask])
+    wrong.loss_mask[at] = 1
+    writer, told, _ = under_the_microscope(wrong, tokenizer, advantage=1.0)[len(wrong.prompt_ids) + at]
+    assert writer == "observation" and "mask 1" in told and "advantage" in told
+    lines = [plots.microscope_html(t, tokenizer).count("<u ") for t in (trajectory, wrong)]
+    assert lines[1] == lines[0] + 1
 
 
 def test_microscope_reads_a_conversation_with_silent_turns(tokenizer, chat):

@@ -9,6 +9,7 @@ import pytest
 
 from kr1_utils.evaluation import OUTCOMES, bootstrap, mean, score_answers
 from kr1_utils.profiles import REPO
+from kr1_utils.rewards import normalize_answer
 
 REFERENCE = REPO / "data" / "reference"
 README = (REPO / "README.md").read_text(encoding="utf-8")
@@ -123,6 +124,48 @@ def pack_recall():
     yield " / ".join(f"{s:.2f}" for s in shares) + f" of the {len(rows)} answerable questions"
 
 
+def comparisons():
+    """Which of two names is answered; and how many comparisons end wrong although all evidence was found."""
+    asked = {q["id"]: q for q in map(json.loads, (REPO / "data/miniwiki/test.jsonl").open(encoding="utf-8"))}
+    picked, closed, wrong = {"right": 0, "other": 0, "neither": 0}, [], []
+    for seed in (42, 43, 44):
+        for p in lines(f"tiny/seed{seed}/predictions.jsonl"):
+            if "comparison" not in p["type"]:
+                continue
+            said = normalize_answer(p["prediction"] or "")
+            titles = asked[p["id"]]["supporting_titles"]
+            named = [normalize_answer(t) for t in titles if t in asked[p["id"]]["question"]]
+            wrong += [p["outcome"]] if seed == 42 and not p["em"] else []
+            if {"yes", "no"} & set(p["golden_answers"]):
+                closed.append(p["em"])
+            else:
+                assert len(named) == 2
+                picked["right" if p["em"] else "other" if said in named else "neither"] += 1
+    total = sum(picked.values())
+    yield (f"{picked['right'] / total:.2f} are right: of {total} such answers in three runs, "
+           f"{picked['right']} name the right one, {picked['other']} the other one, "
+           f"and {picked['neither']} neither")
+    yield f"Where the answer is yes or no (are these two the same?), {np.mean(closed):.2f} are right"
+    yield f"in {wrong.count('misread')} of the {len(wrong)} comparisons that seed 42 gets wrong"
+
+
+def habits():
+    """What becomes of the rungs on which `tiny` does not answer, and of the oracle."""
+    rungs = {}
+    for p in lines("tiny/seed42/ladder.jsonl.gz"):
+        rungs.setdefault((p["rung"], p["stage"]), []).append(p)
+    gave_up = sum(p["prediction"] == "no answer" for p in rungs["one search", "before"])
+    silent = sum(p["prediction"] is None for p in rungs["one search", "after"])
+    oracle, agent = rungs["oracle", "after"], rungs["agent", "after"]
+    yield f"it gives up ({gave_up} of 500), after it, it asks for another search ({silent} of 500)"
+    yield f"in {sum(p['searches'] > 1 for p in oracle)} of 500 conversations"
+    middle, low, high = bootstrap([a["em"] - o["em"] for a, o in zip(agent, oracle, strict=True)], 2000, 42)
+    yield f"scores {middle:.2f} lower than the agent (paired, {low:.2f} to {high:.2f})"
+    bridges = {p["id"] for p in lines("tiny/seed42/predictions.jsonl") if p["type"] == "bridge_comparison"}
+    scores = [np.mean([p["em"] for p in part if p["id"] in bridges]) for part in (oracle, agent)]
+    yield f"({scores[0]:.2f} against {scores[1]:.2f})"
+
+
 def kills():
     """How many moments, in how many places; all of them ended equal."""
     table = pd.read_csv(REFERENCE / "kills.csv")
@@ -132,6 +175,7 @@ def kills():
 
 TOLD = {"three seeds": three_seeds, "SmolLM2": smol_stages, "BM25 engines": engines, "index": index_sizes,
         "agent loop": agent_loop, "recall": pack_recall, "outcomes": outcomes, "kills": kills,
+        "comparisons": comparisons, "habits": habits,
         "ladder, tiny": lambda: ladder("tiny/seed42/ladder", ("before", "after")),
         "ladder, SmolLM2": lambda: ladder("smol_2wiki_ladder", ("as it came", "before", "after"))}
 

@@ -1,15 +1,19 @@
 """The command line: bad input is refused before any notebook runs, and a cut-off run goes on."""
 
 import contextlib
+import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from kr1_utils import profiles, reproduce
+from kr1_utils import data, profiles, reproduce
 
 
 def call(*words: str):
@@ -47,7 +51,7 @@ def test_bad_input_ends_in_one_sentence_before_any_work(words, sentence, tmp_pat
 def test_dry_run_says_what_it_takes_and_touches_nothing(name, gpu, words, tmp_path):
     def files():
         return {f: f.stat().st_mtime_ns for f in profiles.REPO.rglob("*")
-                if not {"__pycache__", ".git"} & set(f.parts) and ".cache" not in f.name}
+                if not {"__pycache__", ".git"} & set(f.parts) and ".cache" not in f.name and f.is_file()}
 
     before = files()
     done = call("--profile", name, "--dry-run", "--gpu-gib", gpu, "--out", str(tmp_path / "out"))
@@ -87,13 +91,50 @@ def test_only_one_notebook_is_run(tmp_path):
     assert (tmp_path / "01.ipynb").exists() and not (tmp_path / "02.ipynb").exists()
 
 
-def test_a_changed_parameter_makes_a_notebook_outdated(tmp_path):
-    args = reproduce.arguments(["--out", str(tmp_path), "--only", "01"])
-    reproduce.reproduce(args)
-    stamp = (tmp_path / ".done" / "01.json").read_text()
-    args.seed = 7
-    reproduce.reproduce(args)
-    assert (tmp_path / ".done" / "01.json").read_text() != stamp
+@pytest.fixture
+def stamps(monkeypatch):
+    """`reproduce` without running: what it notes of a notebook that leaves its files behind."""
+    def run(number, parameters, out):
+        (out / "index").mkdir(exist_ok=True)
+        for name in (f"{number}.ipynb", *reproduce.MADE.get(number, ())):
+            (out / name).write_text("{}" if name.endswith(".json") else "step\n")
+        return 1.0
+
+    def stamp(*words):
+        args = reproduce.arguments([*words])
+        reproduce.reproduce(args)
+        return json.loads((Path(args.out) / ".done" / f"{args.only}.json").read_text())["stamp"]
+
+    monkeypatch.setattr(reproduce, "run_notebook", run)
+    return stamp
+
+
+def test_what_a_run_is_made_of_makes_a_notebook_outdated_when_it_changes(stamps, tmp_path, monkeypatch):
+    own, out = tmp_path / "own", tmp_path / "out"
+    own.mkdir()
+    for name in ("passages", "train", "test"):
+        shutil.copy(profiles.REPO / "data" / "miniwiki" / f"{name}.jsonl", own)
+    words = ["--out", str(out), "--data", str(own), "--only", "03"]
+    seen = [stamps(*words), stamps(*words, "--seed", "7"), stamps(*words, "--set", "max_steps=2")]
+    with (own / "train.jsonl").open("a") as file:
+        file.write("\n")
+    seen.append(stamps(*words))
+    tiny = profiles.PROFILES["tiny"]
+    monkeypatch.setitem(profiles.PROFILES, "tiny", dataclasses.replace(tiny, lora_r=4))
+    seen.append(stamps(*words))
+    assert len(set(seen)) == len(seen) == 5
+    told = dataclasses.replace(tiny, lora_r=4, expected={"minutes": 1})  # of no matter to a run
+    monkeypatch.setitem(profiles.PROFILES, "tiny", told)
+    assert stamps(*words) == seen[-1]
+
+
+@pytest.mark.parametrize("number, lost", [
+    ("03", "checkpoint"), ("03", "train_log.csv"), ("04", "summary.json")])
+def test_notebook_whose_files_are_gone_is_not_complete(stamps, tmp_path, number, lost):
+    stamp = stamps("--out", str(tmp_path), "--only", number)
+    assert reproduce.complete(tmp_path, number, stamp) == 1.0
+    (tmp_path / lost).unlink()
+    assert reproduce.complete(tmp_path, number, stamp) is None
 
 
 @pytest.mark.slow
@@ -116,3 +157,23 @@ def test_a_run_interrupted_in_training_goes_on_where_it_was(tmp_path):
     assert pd.read_csv(log)["step"].tolist() == list(range(1, 9))
     assert (tmp_path / "checkpoint" / "adapter_config.json").exists()
     assert not (tmp_path / "training").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_was_not_yet_noted_as_complete_is_not_done_again(tmp_path, monkeypatch):
+    args = reproduce.arguments(["--out", str(tmp_path), "--only", "03", "--set", "max_steps=2", "--set",
+                                "save_steps=2", "--set", "per_device_train_batch_size=8"])
+
+    def killed(file, text):
+        if file.name == "03.json":
+            raise KeyboardInterrupt
+        data.write_text(file, text)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reproduce, "write_text", killed)
+        reproduce.reproduce(args)
+    log, said = (tmp_path / "train_log.csv").read_bytes(), (tmp_path / "trajectories.jsonl").read_bytes()
+    reproduce.reproduce(args)
+    assert (tmp_path / "train_log.csv").read_bytes() == log  # its times, too
+    assert (tmp_path / "trajectories.jsonl").read_bytes() == said
+    assert not (tmp_path / "training").exists() and (tmp_path / "checkpoint").is_dir()

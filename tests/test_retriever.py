@@ -237,6 +237,23 @@ def test_killed_build_goes_on_where_it_was(shards_of_300, world, questions, tmp_
     assert [f.name for f in tmp_path.iterdir() if f.name != file.name] == ["index"]
 
 
+def test_build_that_was_killed_before_its_last_renaming_is_taken_over_whole(world, tmp_path, monkeypatch):
+    def killed(folder, part):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(retriever_module, "replace", killed)
+        Retriever.build(world.passages, tmp_path / "index")
+    part = tmp_path / "index.part"
+    made = {f.name: f.stat().st_mtime_ns for f in part.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(retriever_module, "_fill", None)  # nothing is made again
+        assert len(Retriever.build(world.passages, tmp_path / "index")) == len(world.passages)
+    assert {f.name: f.stat().st_mtime_ns for f in (tmp_path / "index").iterdir()} == made
+    shutil.copytree(tmp_path / "index", part)
+    assert len(Retriever.build(world.passages[:50], tmp_path / "index")) == 50  # of others it is not taken
+
+
 def test_what_a_killed_build_of_other_passages_left_is_not_used(shards_of_300, world, questions, tmp_path):
     file, folder = tmp_path / "passages.jsonl", tmp_path / "index"
     write_jsonl(file, world.passages)

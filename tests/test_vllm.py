@@ -76,8 +76,8 @@ def test_both_engines_lead_the_same_conversations_with_tiny_lm(retriever, questi
 
 
 def test_both_engines_lead_the_same_conversations_with_smollm2():
-    folder = models.smollm2_from_wheel()
-    model, tokenizer = models.load(str(folder))
+    folder = models.locate(models.SMOLLM2)
+    model, tokenizer = models.load(folder)
     if PACK.is_dir():
         questions = data.load_questions(PACK / "questions.jsonl")[:50]
         passages = data.load_passages(PACK / "passages.jsonl")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,15 +13,15 @@ import nbformat
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from kr1_utils.data import index_folder, shown, write_text
+from kr1_utils.data import end_with_parent, index_folder, shown, write_text
 from kr1_utils.profiles import REPO
 
 SOURCE = REPO / "notebooks" / "03_train_grpo.ipynb"
 HEAD = """# The code of 03_train_grpo, for several processes: `accelerate launch` runs it.
-import ctypes, os, signal, sys
+from kr1_utils.data import end_with_parent
+end_with_parent()  # at once: a process must not outlive its launcher
+import os, sys
 import torch
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # a process must not outlive its launcher
 if torch.cuda.is_available():
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 else:
@@ -32,12 +30,6 @@ if int(os.environ["RANK"]):
     sys.stdout = open(os.devnull, "w")  # the first one speaks for all
 """
 ERROR = re.compile(r"(\[rank\d+\]: *)?([\w.]*(Error|Exception|Interrupt): .*)")
-
-
-def die_with_me() -> None:
-    """Linux kills the launcher, and it its processes, if this process is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def script(parameters: dict) -> str:
@@ -76,7 +68,7 @@ def launch(number: str, parameters: dict, out: Path, processes: int, config: str
     lines = []
     with (out / "03.log").open("w", encoding="utf-8") as log, subprocess.Popen(
             command, cwd=SOURCE.parent, env={"MPLBACKEND": "Agg", **os.environ}, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=die_with_me) as run:
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=end_with_parent) as run:
         for line in run.stdout:
             lines.append(line)
             print(line, end="", file=log, flush=True)
