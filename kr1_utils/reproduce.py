@@ -81,7 +81,8 @@ def run_notebook(number: str, parameters: dict, out: Path) -> float:
         papermill.execute_notebook(source, failed, parameters=parameters, progress_bar=False,
                                    cwd=source.parent, stderr_file=sys.stderr,  # where bars are drawn;
                                    coalesce_streams=True,  # what is saved holds their last state
-                                   extra_arguments=[f"--IPKernelApp.exec_lines={END_WITH_PARENT}"])
+                                   extra_arguments=[f"--IPKernelApp.exec_lines={END_WITH_PARENT}",
+                                                    "--IPKernelApp.log_level=40"])  # it warns of its sockets
         write_whole(out / f"{number}.ipynb", lambda done: done.write(failed.read_bytes()))
     except PapermillExecutionError as error:
         raise RuntimeError(f"Stopped in notebook {NOTEBOOKS[number]}, cell {error.cell_index}: "
