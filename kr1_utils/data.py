@@ -300,8 +300,7 @@ def write_jsonl(file: str | os.PathLike, rows: list[dict]) -> None:
     write_text(file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
 
 def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
-    """A plain bar on stderr. In a terminal it moves at once; in a notebook or a log, where what was written
-    stays, every 10 seconds at most."""
+    """A plain bar on stderr; in a notebook or a log, where what is written stays, it moves every 10 s."""
     return tqdm(total=total, desc=what, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 10, **more)
 
 def append_log(file: Path, row: dict) -> None:

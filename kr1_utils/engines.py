@@ -83,7 +83,7 @@ class TransformersEngine:
         end_of_turn: the token id that ends an assistant message.
         temperature: 0 for greedy.
         batch_size: rows generated together.
-        keep_cache: None is "on a CPU": on a GPU, memory is dearer than computing a prompt in every turn.
+        keep_cache: from turn to turn; None does so on a CPU only, for on a GPU memory is scarcer than time.
     """
 
     def __init__(self, model, tokenizer, end_of_turn: int, temperature: float = 1.0,

@@ -92,8 +92,7 @@ def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | No
     model's state, where its own is spread over several processes. A ValueError if a weight is not finite."""
     for name, weight in (weights or model.state_dict()).items():
         if weight.is_floating_point() and not weight.isfinite().all():
-            raise ValueError(f"{name} holds numbers that are not finite, so nothing is saved: training went "
-                             "wrong; lower learning_rate, and train again.")
+            raise ValueError(f"{name} holds numbers that are not finite, so nothing is saved.")
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -81,11 +81,11 @@ def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
     header, opening = (tokenizer(text, add_special_tokens=False)["input_ids"]
                        for text in (chat.before_user, chat.after_user))
     who, at = ["prompt"] * len(t.prompt_ids), 0
-    while at < len(ids):  # a turn, the end of it if the model did not write that, and a message
-        end = next((i for i in range(at, len(ids)) if not t.loss_mask[i]), len(ids))
-        closed = end > at and ids[end - 1] == chat.end_of_turn
-        who += ["model"] * (end - at) + ["header"] * (not closed)
-        at = end + (not closed)
+    while at < len(ids):  # a turn, the token that ends it, and a message
+        end = ids.index(chat.end_of_turn, at) if chat.end_of_turn in ids[at:] else len(ids)
+        who += ["model"] * (end - at)  # whether the model wrote the end itself, only the mask knows
+        who += ["model" if t.loss_mask[i] else "header" for i in range(end, min(end + 1, len(ids)))]
+        at = end + 1
         if at < len(ids):
             first = len(commonprefix([header, ids[at:]]))
             end = next(i for i in range(at, len(ids)) if ids[i:i + len(opening)] == opening)

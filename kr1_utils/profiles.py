@@ -4,6 +4,7 @@ Their values stand in data/profiles.toml; a table added there is a profile too.
 """
 
 import difflib
+import os
 import tomllib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -101,8 +102,9 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
                          f"max_turn_tokens={limits.max_turn_tokens}.")
     profile = replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
     grpo, part = profile.grpo, profile.grpo["gradient_accumulation_steps"]
-    rows = grpo["per_device_train_batch_size"]
-    once = grpo.get("steps_per_generation") or grpo.get("generation_batch_size", part * rows) // rows
+    if not (rows := grpo["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", 1))):
+        raise ValueError("per_device_train_batch_size=0 must be at least 1.")
+    once = grpo.get("steps_per_generation") or max(1, grpo.get("generation_batch_size", part * rows) // rows)
     whole = once * grpo.get("num_iterations", 1)
     if (steps := grpo.get("save_steps", 500)) * part % whole:  # 500: transformers' own
         raise ValueError(f"save_steps={steps}: trajectories serve {whole / part:g} steps, and between "

@@ -21,7 +21,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 
 from kr1_utils.data import index_folder, setup, shown, sources, write_text, write_whole
-from kr1_utils.profiles import PROFILES, REPO
+from kr1_utils.profiles import PROFILES, REPO, path
 from kr1_utils.retriever import fingerprint
 
 NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
@@ -115,9 +115,9 @@ def reproduce(args: argparse.Namespace) -> dict:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
     except BlockingIOError:
         raise OSError(f"OUT={out} is another run's, which has not ended: wait, or choose another.") from None
-    # What a run is made of: other settings or other files make it outdated, in whatever way they came.
-    files = {name: fingerprint(file) for name, file in sources(profile, parameters["DATA"]).items() if file}
-    earlier = json.dumps([asdict(replace(profile, expected={})), files], sort_keys=True)
+    model, found = path(profile.model), sources(profile, parameters["DATA"])  # what a run is made of
+    files = [*filter(None, found.values()), *(sorted(model.glob("*.*")) if model.is_dir() else ())]
+    earlier = json.dumps([asdict(replace(profile, expected={})), [*map(fingerprint, files)]], sort_keys=True)
     for number, name in NOTEBOOKS.items():
         source = (REPO / "notebooks" / f"{name}.ipynb").read_bytes()
         # A notebook also depends on the ones before it, so their stamps go into its own.
@@ -150,7 +150,8 @@ def _add_seconds(out: Path) -> dict:
     done = {n: out / ".done" / f"{n}.json" for n in NOTEBOOKS}
     seconds = {n: json.loads(f.read_text())["seconds"] for n, f in done.items() if f.exists()}
     summary["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
-    write_text(file, json.dumps(summary, indent=1))
+    if file.exists():  # 04 makes it
+        write_text(file, json.dumps(summary, indent=1))
     return summary
 
 def show(summary: dict) -> str:

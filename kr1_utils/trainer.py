@@ -175,7 +175,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         """TRL's; a run that goes on in a later epoch finds that epoch's order."""
-        sampler = super()._get_train_sampler(dataset)
+        sampler, self.recorded = super()._get_train_sampler(dataset), False
         self.order = getattr(sampler, "generator", self.order)  # set_epoch reaches no resumed shard
         return sampler
 

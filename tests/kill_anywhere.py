@@ -4,8 +4,9 @@
 
 A place is a part of the run: the building of the index, a training step, the writing of a checkpoint,
 the saving of what was trained, the evaluation, the time between two notebooks. SIGKILL goes to the run's
-whole process group; the same command then goes on, and is killed again, until it ends by itself. Nothing that
-was complete may be done again ("resumed"), and all is compared exactly, but for seconds and memory ("equal").
+whole process group; the same command then goes on, and is killed again, until it ends by itself. No notebook
+that was complete and no step that a checkpoint covers may be done again ("resumed"), and all is compared
+exactly, but for seconds and memory ("equal").
 """
 
 import argparse

@@ -199,7 +199,7 @@ def test_where_the_real_model_comes_from_is_said(answers, monkeypatch, capsys, t
 
 @pytest.mark.slow
 def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
-    model, tokenizer = models.load(models.SMOLLM2)
+    model, tokenizer = models.load(str(smollm2.from_wheel()))
     assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
     chat = ChatFormat.of(tokenizer)
     assert tokenizer.eos_token == "<|im_end|>" and chat.end_of_turn == tokenizer.eos_token_id

@@ -145,6 +145,15 @@ def test_microscope_shows_a_mask_that_is_wrong(trajectory, tokenizer):
     assert lines[1] == lines[0] + 1
 
 
+@pytest.mark.parametrize("mistake", [lambda mask: [1 - m for m in mask], lambda mask: [1] * len(mask),
+                                     lambda mask: [0] * len(mask)])
+def test_microscope_knows_who_wrote_a_token_whatever_the_mask_says(trajectory, tokenizer, chat, mistake):
+    wrong = replace(trajectory, loss_mask=mistake(trajectory.loss_mask))
+    tokens = zip(under_the_microscope(trajectory, tokenizer), under_the_microscope(wrong, tokenizer),
+                 trajectory.prompt_ids + trajectory.completion_ids, strict=True)
+    assert all(one[0] == other[0] or token == chat.end_of_turn for one, other, token in tokens)
+
+
 def test_microscope_reads_a_conversation_with_silent_turns(tokenizer, chat):
     engine = ScriptedEngine(tokenizer, {"Q?": ["", SEARCH]})
     quiet = rollout(engine, tokenizer, Shelf(), [{"question": "Q?"}], Limits(3, 2, 60, 120, 700), "S")[0]

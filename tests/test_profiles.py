@@ -122,6 +122,8 @@ def test_checkpoint_inside_a_batch_of_trajectories_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="save_steps=5: trajectories serve 2 steps, and between those a run"):
         resolve("twice", {"save_steps": 5})
     assert resolve("twice", {"save_steps": 4}).grpo["save_steps"] == 4
+    with pytest.raises(ValueError, match="must be at least 1"):
+        resolve("tiny", {"per_device_train_batch_size": 0})
     larger = profiles.replace(PROFILES["tiny"], grpo={**PROFILES["tiny"].grpo, "generation_batch_size": 256})
     monkeypatch.setitem(PROFILES, "larger", larger)
     with pytest.raises(ValueError, match="save_steps=3: trajectories serve 4 steps"):

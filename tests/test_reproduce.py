@@ -122,7 +122,12 @@ def test_what_a_run_is_made_of_makes_a_notebook_outdated_when_it_changes(stamps,
     tiny = profiles.PROFILES["tiny"]
     monkeypatch.setitem(profiles.PROFILES, "tiny", dataclasses.replace(tiny, lora_r=4))
     seen.append(stamps(*words))
-    assert len(set(seen)) == len(seen) == 5
+    model = shutil.copytree(profiles.REPO / "data" / "tiny-lm", tmp_path / "model")
+    words += ["--set", f"model={model}"]
+    seen.append(stamps(*words))
+    (model / "config.json").write_text((model / "config.json").read_text() + "\n")
+    seen.append(stamps(*words))
+    assert len(set(seen)) == len(seen) == 7
     told = dataclasses.replace(tiny, lora_r=4, expected={"minutes": 1})  # of no matter to a run
     monkeypatch.setitem(profiles.PROFILES, "tiny", told)
     assert stamps(*words) == seen[-1]
