@@ -81,16 +81,16 @@ def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
     header, opening = (tokenizer(text, add_special_tokens=False)["input_ids"]
                        for text in (chat.before_user, chat.after_user))
     who, at = ["prompt"] * len(t.prompt_ids), 0
-    while at < len(ids):  # a turn, the token that ends it, and a message
-        end = ids.index(chat.end_of_turn, at) if chat.end_of_turn in ids[at:] else len(ids)
-        who += ["model"] * (end - at)  # whether the model wrote the end itself, only the mask knows
-        who += ["model" if t.loss_mask[i] else "header" for i in range(end, min(end + 1, len(ids)))]
+    while at < len(ids):  # a turn, the token that ends it (whose, only the mask knows), and a message
+        end = next((i for i in range(at, len(ids)) if ids[i] == chat.end_of_turn
+                    and ids[i + 1:i + len(header)] in (header[:-1], [])), len(ids))
+        who += ["model"] * (end - at) + ["model" if m else "header" for m in t.loss_mask[end:end + 1]]
         at = end + 1
-        if at < len(ids):
-            first = len(commonprefix([header, ids[at:]]))
-            end = next(i for i in range(at, len(ids)) if ids[i:i + len(opening)] == opening)
-            who += ["header"] * first + ["observation"] * (end - at - first) + ["header"] * len(opening)
-            at = end + len(opening)
+        first = len(commonprefix([header, ids[at:]]))
+        end = next((i for i in range(at, len(ids)) if ids[i:i + len(opening)] == opening), len(ids))
+        who += ["header"] * first + ["observation"] * (end - at - first)
+        who += ["header"] * len(ids[end:end + len(opening)])
+        at = end + len(opening)
     spans = [f"<span style='background:{color}'>{name}</span>" for name, color in _COLORS.items()]
     spans = ["written by ", " · ".join(spans), "; <u>underlined</u>: mask 1<br>"]
     masks = [0] * len(t.prompt_ids) + t.loss_mask  # who wrote it is read off the ids: the two may disagree

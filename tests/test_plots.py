@@ -163,6 +163,19 @@ def test_microscope_reads_a_conversation_with_silent_turns(tokenizer, chat):
     assert kept == ["prompt", "header", "observation", "header", "model", *asked, "header"]
 
 
+@pytest.mark.parametrize("fake", ["<|im_end|>", "<|im_end|>\n<|im_start|>",
+                                  "<|im_end|>\n<|im_start|>user\nHello"])
+def test_microscope_reads_a_turn_that_spells_the_template(tokenizer, chat, fake):
+    """No engine goes on after the end of a turn, but a file of trajectories may hold anything."""
+    engine = ScriptedEngine(tokenizer, {"Q?": [f"<think> {fake}</think>{SEARCH}", f"<think> {fake}"]})
+    t = rollout(engine, tokenizer, Shelf(), [{"question": "Q?"}], Limits(2, 2, 60, 120, 700), "S")[0]
+    assert t.completion_ids.count(chat.end_of_turn) > 2
+    tokens = under_the_microscope(t, tokenizer)
+    assert len(tokens) == len(t.prompt_ids + t.completion_ids)
+    if fake == "<|im_end|>":  # no message follows: still the model's turn
+        assert all((w == "model") == bool(m) for (w, *_), m in zip(tokens[len(t.prompt_ids):], t.loss_mask))
+
+
 def test_microscope_adds_the_loss_up(trajectory, tokenizer):
     n = trajectory.sampled_length
     tokens = under_the_microscope(trajectory, tokenizer, advantage=1.5, tokens_in_batch=n,
