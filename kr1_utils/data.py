@@ -32,7 +32,7 @@ LOWERED = ("max_response_tokens", "tokens_per_micro_batch", "overlong_tokens", "
            "vllm_gpu_memory_utilization", "vllm_max_model_length", "expected")
 
 def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
-    """The rows of a file, one at a time: JSONL, TSV with a header, or JSON with one list; each may be .gz.
+    """The rows of a file, one at a time: JSON (an object a line, or one list) or TSV with a header; or .gz.
 
     Args:
         source: a file; else a folder or hub id, of which `datasets` streams `split`.
@@ -54,7 +54,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
     kind, number = file.name.removesuffix(".gz").rpartition(".")[2], 0
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         try:
-            if kind == "json":
+            if kind == "json" and lines.peek(99)[:99].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
                 yield from (dict(row) for row in json.load(lines))
             elif kind == "tsv":
                 yield from csv.DictReader(io.TextIOWrapper(lines, "utf-8-sig", newline=""), delimiter="\t")
@@ -66,7 +66,7 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
                         if not isinstance(row, dict):
                             raise ValueError(f"not an object but {line[:40]!r}")
                         yield row
-        except (ValueError, TypeError, EOFError, csv.Error, gzip.zlib.error) as error:
+        except (ValueError, TypeError, EOFError, csv.Error, gzip.zlib.error, gzip.BadGzipFile) as error:
             at = f", line {number}" * (number > 0)
             raise ValueError(f"{file}{at} is not {kind.upper()[:4]}: {error}") from None
 
@@ -82,8 +82,8 @@ def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[d
     for number, row in enumerate(read_rows(source, split), 1):
         if isinstance(row.get("contents"), str):
             title, _, text = row["contents"].partition("\n")
-            title = title.strip().removeprefix('"').removesuffix('"')
-            row = {"id": str(row.get("id", number - 1)), "title": title, "text": text.strip()}
+            title, name = title.strip().removeprefix('"').removesuffix('"'), row.get("id")
+            row = {"id": str(number - 1 if name is None else name), "title": title, "text": text.strip()}
         elif "id" not in row:
             row = {"id": str(number - 1), **row}
         for key in ("id", "title", "text"):
@@ -119,9 +119,9 @@ def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict
     Raises:
         ValueError: if one has no question, no id or no golden answer, or an id comes twice.
     """
-    beside = Path(source).parent / "id_aliases.json"  # JSON lines, in spite of its name
-    with beside.open(encoding="utf-8") if beside.is_file() else io.StringIO() as lines:
-        aliases = {row.get("Q_id"): row.get("aliases", []) for row in map(json.loads, lines)}
+    beside = Path(source).parent / "id_aliases.json"
+    aliases = {row.get("Q_id"): [*(row.get("aliases") or []), *(row.get("demonyms") or [])]
+               for row in (read_rows(beside) if beside.is_file() else ())}
     rows: dict = {}
     for number, row in enumerate(read_rows(source, split), 1):
         row, name = _question(row, number, aliases), f"{source}, question {number}"
@@ -133,7 +133,7 @@ def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict
         if not isinstance(golden, list) or not golden or not all(isinstance(g, str) for g in golden):
             raise ValueError(f"{name} ({row['id']}) has no golden answers: "
                              "'golden_answers' must be a list of at least one text.")
-        rows[row["id"]] = row
+        rows[row["id"]] = row | {"type": str(row["type"] or "")} if "type" in row else row
     if not rows:
         raise ValueError(f"{source} holds no questions.")
     return list(rows.values())
@@ -172,12 +172,14 @@ def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
     return {n: f if f.is_file() else None for n, f in found.items()}
 
 def questions_of(where: dict[str, Path | None], name: str, eval_questions: int = 0) -> list[dict]:
-    """The questions of split `name` ("train", "test", "test_single"), or [] where DATA has none.
+    """The questions of split "train", "test" or "test_single": [] where DATA has none; to test on, it must.
 
     Args:
         eval_questions: how many of a test set, 0 for all of it. Where one file serves to train and to
             test, the others of it are trained on.
     """
+    if name == "test" and not where[name]:
+        raise ValueError("There is nothing to test on: DATA has neither questions.jsonl nor test.jsonl.")
     rows = load_questions(where[name]) if where[name] else []
     if name == "train":
         return rows[eval_questions:] if where["train"] == where["test"] else rows
@@ -278,7 +280,7 @@ def sync(*files: str | os.PathLike) -> None:
 
 def replace(folder: Path, part: Path) -> None:
     """Put `part` in the place of `folder`; a folder that is only half there never bears the name."""
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(f".{folder.name}.old")  # hidden: `.old` may be a copy of yours
     sync(*part.rglob("*"), part)  # first, for it may find the disk full
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

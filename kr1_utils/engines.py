@@ -8,15 +8,9 @@ from functools import lru_cache
 import torch
 from llvmlite.binding.ffi import lib
 from torch.distributed.fsdp import FSDPModule
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    DynamicCache,
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
+from transformers.generation import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -116,10 +110,10 @@ class TransformersEngine:
         attention = torch.tensor([[0] * (past - n) + [1] * n + [0] * (new - len(p) + n) + [1] * (len(p) - n)
                                   for p, n in zip(prompts, done)], device=device)
         turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, past + new)
-        config = GenerationConfig(
-            max_new_tokens=max(limits), do_sample=self.temperature > 0,
-            temperature=self.temperature or None, top_k=0 if self.temperature else None,
-            pad_token_id=pad, eos_token_id=None, bos_token_id=None, return_dict_in_generate=True)
+        config = GenerationConfig(  # what is not given here, a model's own generation_config.json fills in
+            max_new_tokens=max(limits), do_sample=self.temperature > 0, temperature=self.temperature or 1.0,
+            top_k=0 if self.temperature else 50, top_p=1.0, repetition_penalty=1.0, pad_token_id=pad,
+            eos_token_id=self.end_of_turn, return_dict_in_generate=True)
         cache = _cache(self.model.config.num_hidden_layers, past + new + max(limits),
                        [known.get(tuple(p[:n])) for p, n in zip(prompts, done)], past)
         was_training, attention_before = self.model.training, self.model.config._attn_implementation

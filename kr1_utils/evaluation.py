@@ -77,8 +77,9 @@ def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFram
         if name not in known or name in said:
             raise ValueError(f"Prediction {number} has the id {name!r}, which "
                              f"{'comes twice' if name in known else 'no question has'}.")
-        if not isinstance(p.get("prediction"), str | None):
-            raise ValueError(f"Prediction {number} must be text or null, not {p['prediction']!r}.")
+        for key, kind, what in (("prediction", str, "text"), ("searches", int, "a whole number")):
+            if not isinstance(p.get(key), kind | None):
+                raise ValueError(f"Prediction {number}: {key!r} must be {what} or null, not {p[key]!r}.")
         said[name] = p
     rows = []
     for q in questions:
@@ -96,7 +97,8 @@ def evidence(t: Trajectory) -> list[int]:
     if titles:
         return [int(title in {p["title"] for p in found}) for title in titles]
     golden = [normalize_answer(g) for g in t.question["golden_answers"]]
-    return [int(any(g in normalize_answer(f"{p['title']} {p['text']}") for g in golden for p in found))]
+    texts = [f" {normalize_answer(p['title'] + ' ' + p['text'])} " for p in found]  # "no" is not in "north"
+    return [int(any(f" {g} " in text for g in golden for text in texts))]
 
 def outcome(t: Trajectory) -> str:
     """The one of `OUTCOMES` that a trajectory is, the first of these that applies: right; cut off by a limit;

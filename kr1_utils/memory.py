@@ -241,12 +241,12 @@ def count_parameters(model: str) -> int:
 
 def step_of(profile: Profile, response_tokens: int, zero: int = 0, num_gpus: int = 1) -> Step:
     """The largest forward and backward pass of a profile whose responses all have this length."""
-    rows, half = profile.grpo["per_device_train_batch_size"], profile.grpo["bf16"]
+    rows, half = profile.grpo["per_device_train_batch_size"], profile.grpo.get("bf16", True)
     if profile.tokens_per_micro_batch:
         rows = min(rows, max(1, profile.tokens_per_micro_batch // (PROMPT_TOKENS + response_tokens)))
     return Step(rows, PROMPT_TOKENS + response_tokens, padded=rows > 1, lora=lora_config(profile),
                 four_bit=profile.four_bit, zero=zero, num_gpus=num_gpus,
-                checkpointing=profile.grpo["gradient_checkpointing"],
+                checkpointing=profile.grpo.get("gradient_checkpointing", True),
                 dtype=torch.bfloat16 if half else torch.float32, autocast=half)
 
 def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float) -> tuple[dict, int]:
@@ -258,7 +258,7 @@ def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float
     parts = {k: states.get(k, 0) / GIB for k in ("weights", "packed", "adapter", "optimizer")}
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     a_token = 2 * config.num_hidden_layers * config.num_key_value_heads * width / GIB  # keys and values
-    a_token *= 2 if profile.grpo["bf16"] else 4
+    a_token *= 2 if profile.grpo.get("bf16", True) else 4
     if profile.grpo.get("use_vllm"):
         parts["vLLM"] = profile.grpo["vllm_gpu_memory_utilization"] * gpu_gib
         weights = 2 * count_parameters(profile.model) / GIB

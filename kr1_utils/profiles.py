@@ -6,15 +6,12 @@ Their values stand in data/profiles.toml; a table added there is a profile too.
 import difflib
 import os
 import tomllib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
-SYSTEM_PROMPT = (
-    "Answer the question with the help of Wikipedia. In every turn, first reason between <think> and "
-    "</think>. Then either search with a short query between <search> and </search>, or, once you have "
-    "read enough, give the answer in as few words as possible between <answer> and </answer>. What a "
-    "search finds comes back between <context> and </context>. Search for one thing at a time.")
+_TABLES = tomllib.loads((REPO / "data" / "profiles.toml").read_text(encoding="utf-8"))
+SYSTEM_PROMPT = _TABLES.pop("system_prompt")  # of a profile that has none of its own
 PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
 
 @dataclass(frozen=True)
@@ -68,8 +65,14 @@ def _read(name: str, tables: dict) -> Profile:
                for part in ("limits", "grpo")}
     return replace(start, name=name, limits=Limits(**changes["limits"]), grpo=changes["grpo"], **table)
 
-_TABLES = tomllib.loads((REPO / "data" / "profiles.toml").read_text(encoding="utf-8"))
-PROFILES = {name: _read(name, _TABLES) for name in _TABLES}
+def _profile(name: str, tables: dict) -> Profile | ValueError:
+    """A profile, or what is wrong with its table: said where it is asked for, and no matter to the others."""
+    try:
+        return _read(name, tables)
+    except (KeyError, TypeError, RecursionError) as error:
+        return ValueError(f"[{name}] in data/profiles.toml is no profile: {type(error).__name__}, {error}.")
+
+PROFILES = {name: _profile(name, _TABLES) for name in _TABLES}
 
 def resolve(name: str, overrides: dict | None = None) -> Profile:
     """The profile called `name` with `overrides` laid over its fields, its limits and its GRPO arguments.
@@ -79,13 +82,12 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
     """
     if name not in PROFILES:
         raise ValueError(f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}.")
-    profile = PROFILES[name]
+    if isinstance(profile := PROFILES[name], ValueError):
+        raise profile
     if not isinstance(overrides or {}, dict):
         raise ValueError(f"OVERRIDES must be a dict, not {overrides!r}.")
-    own = {f.name: getattr(profile, f.name) for f in fields(Profile)
-           if f.name not in ("name", "limits", "grpo", "expected")}
-    bounds = {f.name: getattr(profile.limits, f.name) for f in fields(Limits)}
-    changes: dict[str, dict] = {"own": {}, "limits": {}, "grpo": {}}
+    own = {k: v for k, v in vars(profile).items() if k not in ("name", "limits", "grpo", "expected")}
+    bounds, changes = vars(profile.limits), {"own": {}, "limits": {}, "grpo": {}}
     for key, value in (overrides or {}).items():
         for group, known in (("own", own), ("limits", bounds), ("grpo", profile.grpo)):
             if key in known:
@@ -101,9 +103,11 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
         raise ValueError(f"max_response_tokens={limits.max_response_tokens} is smaller than one turn of "
                          f"max_turn_tokens={limits.max_turn_tokens}.")
     profile = replace(profile, **changes["own"], limits=limits, grpo={**profile.grpo, **changes["grpo"]})
+    for key in ("max_steps", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        if not isinstance(value := profile.grpo.get(key), int) or value < 1:
+            raise ValueError(f"{key}={value!r} must be at least 1, and a whole number.")
     grpo, part = profile.grpo, profile.grpo["gradient_accumulation_steps"]
-    if not (rows := grpo["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", 1))):
-        raise ValueError("per_device_train_batch_size=0 must be at least 1.")
+    rows = grpo["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", 1))
     once = grpo.get("steps_per_generation") or max(1, grpo.get("generation_batch_size", part * rows) // rows)
     whole = once * grpo.get("num_iterations", 1)
     if (steps := grpo.get("save_steps", 500)) * part % whole:  # 500: transformers' own
@@ -133,8 +137,5 @@ def path(value: str) -> Path:
 
 def table(profile: Profile) -> list[tuple[str, str]]:
     """(setting, value) rows of a resolved profile, for showing."""
-    rows = [(f.name, getattr(profile, f.name)) for f in fields(Profile)
-            if f.name not in ("limits", "grpo", "expected")]
-    rows += [(f.name, getattr(profile.limits, f.name)) for f in fields(Limits)]
-    rows += list(profile.grpo.items())
-    return [(k, str(v)) for k, v in rows]
+    return [(k, str(v)) for part in (vars(profile), vars(profile.limits), profile.grpo)
+            for k, v in part.items() if k not in ("limits", "grpo", "expected")]

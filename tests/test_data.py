@@ -114,10 +114,45 @@ def test_questions_of_2wikimultihopqa_with_their_aliases(tmp_path):
     row = {"_id": "x1", "type": "comparison", "question": "Who?", "context": [["A", ["a"]]], "answer": "Anna",
            "supporting_facts": [["A", 0], ["B", 1], ["A", 2]], "evidences": [], "answer_id": "Q1"}
     (tmp_path / "dev.json").write_text(json.dumps([row, {**row, "_id": "x2", "answer_id": "Q2"}]))
-    (tmp_path / "id_aliases.json").write_text(lines({"Q_id": "Q1", "aliases": ["Ann", "A."], "demonyms": []}))
+    (tmp_path / "id_aliases.json").write_text(lines(
+        {"Q_id": "Q1", "aliases": ["Ann", "A."], "demonyms": ["Annan"]}, {"Q_id": "Q3", "aliases": None}))
     one, two = data.load_questions(tmp_path / "dev.json")
-    assert one["golden_answers"] == ["Anna", "Ann", "A."] and two["golden_answers"] == ["Anna"]
+    assert one["golden_answers"] == ["Anna", "Ann", "A.", "Annan"] and two["golden_answers"] == ["Anna"]
     assert (one["id"], one["type"], one["supporting_titles"]) == ("x1", "comparison", ["A", "B"])
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"Q_id": "Q1"}\n3\n'])
+def test_aliases_that_can_not_be_read_are_named(tmp_path, text):
+    (tmp_path / "dev.json").write_text(json.dumps([QUESTION]))
+    (tmp_path / "id_aliases.json").write_text(text)
+    with pytest.raises(ValueError, match="id_aliases.json.* is not JSON"):
+        data.load_questions(tmp_path / "dev.json")
+
+
+def test_json_is_a_list_or_an_object_a_line(tmp_path):
+    one = json.dumps([QUESTION], indent=1)
+    for text in (lines(QUESTION), f"\n\n{one}", f"\ufeff{one}"):
+        (tmp_path / "q.json").write_text(text, encoding="utf-8")
+        assert data.load_questions(tmp_path / "q.json") == [QUESTION]
+
+
+@pytest.mark.parametrize("given, read", [(None, ""), (2, "2"), ("a", "a"), (["a", "b"], "['a', 'b']")])
+def test_the_type_of_a_question_is_text(tmp_path, given, read):
+    (tmp_path / "q.jsonl").write_text(lines(QUESTION | {"type": given}))
+    assert data.load_questions(tmp_path / "q.jsonl")[0]["type"] == read
+
+
+def test_a_file_that_is_not_compressed_is_named(tmp_path):
+    for name in ("c.jsonl.gz", "c.json.gz", "c.tsv.gz"):
+        (tmp_path / name).write_text(lines(PASSAGE))
+        with pytest.raises(ValueError, match=rf"{name}.*Not a gzipped file"):
+            data.load_passages(tmp_path / name)
+
+
+def test_passages_without_an_id_are_numbered(tmp_path):
+    rows = [{"id": None, "contents": '"T"\nt'}, {"id": 7, "contents": '"T"\nt'}, {"contents": '"T"\nt'}]
+    (tmp_path / "c.jsonl").write_text(lines(*rows))
+    assert [p["id"] for p in data.load_passages(tmp_path / "c.jsonl")] == ["0", "7", "2"]
 
 
 def test_questions_of_2wikimultihopqa_without_an_answer_are_named(tmp_path):
@@ -295,6 +330,15 @@ def test_own_data_needs_only_passages_and_questions(tmp_path):
     assert data.questions_of(where, "train") == [] and data.questions_of(where, "test_single") == []
 
 
+def test_own_data_may_be_for_training_only(tmp_path):
+    (tmp_path / "passages.jsonl").write_text(lines(PASSAGE))
+    (tmp_path / "train.jsonl").write_text(lines(QUESTION))
+    where = data.sources(profiles.resolve("tiny"), str(tmp_path))
+    assert data.questions_of(where, "train") == [QUESTION]
+    with pytest.raises(ValueError, match="nothing to test on"):
+        data.questions_of(where, "test")
+
+
 def test_one_file_of_questions_is_split_for_a_profile_that_tests_on_a_part(tmp_path):
     (tmp_path / "passages.jsonl").write_text(lines(PASSAGE))
     rows = [QUESTION | {"id": str(i)} for i in range(5)]
@@ -360,8 +404,10 @@ def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(tmp
         patch.setattr(data, "sync", full)
         data.replace(folder, part)
     assert (folder / "file").read_text() == "before"
+    copy = tmp_path / "folder.old"  # yours, not ours
+    copy.mkdir()
     data.replace(folder, part)
-    assert (folder / "file").read_text() == "after" and list(tmp_path.iterdir()) == [folder]
+    assert (folder / "file").read_text() == "after" and set(tmp_path.iterdir()) == {folder, copy}
 
 
 def test_shown_paths_never_start_at_the_root(tmp_path):

@@ -213,11 +213,12 @@ def test_closing_tokens_of_one_tokenizer_are_not_taken_for_anothers():
         assert table.tolist() == [False] * (size - 1) + [True, False]  # the last: ids past its own
 
 
-def conversation(tiny, retriever, chat, questions, keep_cache, batch_size=256, temperature=0.0):
+def conversation(tiny, retriever, chat, questions, keep_cache, batch_size=256, temperature=0.0, own=None):
     """Trajectories of whole conversations with the trained adapter, and the engine that made them."""
     torch.manual_seed(0)
     adapter = REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint"
     model, tokenizer = load("data/tiny-lm", adapter)
+    model.generation_config.update(**own or {})
     engine = TransformersEngine(model, tokenizer, chat.end_of_turn, temperature, batch_size, keep_cache)
     profile = PROFILES["tiny"]
     return rollout(engine, tokenizer, retriever, questions, profile.limits, profile.system_prompt), engine
@@ -235,6 +236,20 @@ def test_kept_keys_and_values_change_nothing_but_the_work(tiny, retriever, chat,
     assert with_cache.computed < without.computed
     if batch_size == 256:  # padding and finished rows included, still no prompt is computed twice
         assert with_cache.computed < 1.5 * sum(last) < without.computed
+
+
+def test_a_models_own_generation_config_changes_nothing(tiny, retriever, chat, questions):
+    """Qwen2.5's asks for a repetition penalty, and others for a second token that ends a turn."""
+    def said(temperature):
+        return [t.completion_ids for t in conversation(
+            tiny, retriever, chat, questions["test"][:8], True, temperature=temperature, own=own)[0]]
+
+    own = {}
+    plain = [said(t) for t in (0.0, 1.0)]
+    words = tiny[1](" I need to read about", add_special_tokens=False)["input_ids"]
+    own = {"repetition_penalty": 1.3, "top_p": 0.3, "top_k": 2, "temperature": 0.5, "do_sample": True,
+           "eos_token_id": [chat.end_of_turn, *words]}
+    assert [said(t) for t in (0.0, 1.0)] == plain
 
 
 def test_shared_keys_and_values_are_not_copied_for_each_head(tiny, chat, prompts):

@@ -242,7 +242,8 @@ def test_two_files_are_compared_question_by_question(files, capsys):
 
 @pytest.mark.parametrize("line, words", [
     ({"id": "q9", "prediction": "x"}, "'q9', which no question has"), ({"id": "q0"}, "comes twice"),
-    ({"id": ["q1"]}, "no question has"), ({"id": "q1", "prediction": 12}, "must be text or null")])
+    ({"id": ["q1"]}, "no question has"), ({"id": "q1", "prediction": 12}, "must be text or null"),
+    *(({"id": "q1", "searches": n}, "must be a whole number or null") for n in (1.5, "two", ["a", "b"]))])
 def test_bad_predictions_are_refused_with_a_sentence(files, capsys, line, words):
     data.write_jsonl(files / "bad.jsonl", [{"id": "q0", "prediction": "x"}, line])
     status, out = run(files, capsys, str(files / "bad.jsonl"))
@@ -393,6 +394,13 @@ def test_evidence_is_found_by_hop_or_by_the_answer():
     assert evaluation.evidence(trajectory(TITLED, "a", "b", found=found)) == [1, 0]
     assert evaluation.evidence(trajectory(QUESTIONS[2], "a", found=[["Ostby", "Merano"]])) == [1]
     assert evaluation.evidence(trajectory(QUESTIONS[2], "a", found=[["Ostby"]])) == [0]
+
+
+@pytest.mark.parametrize("golden, found", [("no", "Norway"), ("19", "1952"), ("the", "Thebes")])
+def test_an_answer_is_found_as_whole_words(golden, found):
+    asked = {**QUESTIONS[2], "golden_answers": [golden]}
+    assert evaluation.evidence(trajectory(asked, "a", found=[[found]])) == [0]
+    assert evaluation.evidence(trajectory(asked, "a", found=[[f"a {golden} b"]])) == [int(golden != "the")]
 
 
 def test_lines_of_predictions_say_how_they_came_about(predictions):

@@ -79,13 +79,13 @@ def test_index_that_can_not_be_written_leaves_the_one_before(tmp_path, world):
     assert len(Retriever.build(world.passages, tmp_path / "index")) == len(world.passages)
 
 
-@pytest.mark.parametrize("left", ["old", "part", "both"])
+@pytest.mark.parametrize("left", [[".index.old"], ["index.part"], [".index.old", "index.part"]])
 def test_folder_whose_replacing_was_cut_off_is_written_again(left, tmp_path, world):
     folder = tmp_path / "index"
     Retriever.build(world.passages[:50], folder)
-    for end in ("old", "part") if left == "both" else (left,):
-        shutil.copytree(folder, tmp_path / f"index.{end}")
-        (tmp_path / f"index.{end}" / "manifest.json").unlink()  # half removed, half written
+    for name in left:
+        shutil.copytree(folder, tmp_path / name)
+        (tmp_path / name / "manifest.json").unlink()  # half removed, half written
     shutil.rmtree(folder)
     assert len(Retriever.build(world.passages[:60], folder)) == 60
     assert list(tmp_path.iterdir()) == [folder]

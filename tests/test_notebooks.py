@@ -133,3 +133,39 @@ def test_training_on_your_own_data(tmp_path):
     (own / "train.jsonl").write_text("".join(lines[:40]))
     run("03_train_grpo", tmp_path / "out", DATA=str(own))
     assert len(pd.read_csv(tmp_path / "out" / "train_log.csv")) == SHORT["max_steps"]
+
+
+ODD = [
+    {"id": 1, "question": "Who directed Velvet Garden?", "golden_answers": ["Karla Brandt"], "type": None,
+     "supporting_titles": ["Velvet Garden"]},  # every title stands in its question
+    {"id": 2, "question": "Was it Leo Holm?", "golden_answers": ["no"], "type": 2,
+     "supporting_titles": ["It"]},  # a title without a word to search for
+    {"_id": "3", "question": "What did Leo Holm direct" + " and why" * 300 + "?", "answer": "Sunken Lantern"},
+]
+
+
+def odd_data(folder: Path, questions: str) -> str:
+    """Three passages, and as many questions unlike those of 2WikiMultihopQA."""
+    data.write_jsonl(folder / "passages.jsonl", [
+        {"id": title, "title": title, "text": f"{title} was directed by {name}."} for title, name in
+        (("Velvet Garden", "Karla Brandt"), ("Sunken Lantern", "Leo Holm"), ("Plan B", "Ada Lind"))])
+    data.write_jsonl(folder / f"{questions}.jsonl", ODD)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["01_build_index", "02_agent_loop", "04_evaluate"])
+def test_a_few_odd_questions_of_your_own_will_do(name, tmp_path):
+    small = {**SHORT, "max_turns": 2, "max_turn_tokens": 48, "max_response_tokens": 400}
+    run(name, tmp_path / "out", DATA=odd_data(tmp_path, "questions"), OVERRIDES=small)
+
+
+@pytest.mark.parametrize("name, questions, more, words", [
+    ("01_build_index", "train", {}, "nothing to test on"),
+    ("02_agent_loop", "train", {}, "nothing to test on"),
+    ("04_evaluate", "train", {}, "nothing to test on"),
+    ("03_train_grpo", "questions", {}, "nothing to train on"),
+    ("03_train_grpo", "train", {"OVERRIDES": {}}, "3 training questions: a step takes 8"),
+    ("04_evaluate", "questions", {"PROFILE": "smol", "OVERRIDES": {}}, "run 03 to its end")])
+def test_what_is_missing_is_said_before_any_long_work(name, questions, more, words, tmp_path):
+    with pytest.raises(PapermillExecutionError, match=words):
+        run(name, tmp_path / "out", DATA=odd_data(tmp_path, questions), **more)

@@ -60,6 +60,25 @@ def test_override_of_the_wrong_type_is_refused(key, value):
         resolve("tiny", {key: value})
 
 
+@pytest.mark.parametrize("table, words", [
+    ({"like": "smoll"}, "smoll"), ({"like": "mine"}, "RecursionError"),
+    ({"like": "tiny", "modell": "x"}, "modell"),
+    ({"like": "tiny", "limits": {"max_turn": 3}}, "max_turn"), ({}, "max_steps=None"),
+    ({"like": "tiny", "grpo": {"max_steps": "5"}}, "max_steps='5'")])
+def test_a_table_that_is_no_profile_is_named_where_it_is_asked_for(monkeypatch, table, words):
+    tables = profiles._TABLES | {"mine": table}
+    monkeypatch.setitem(PROFILES, "mine", profiles._profile("mine", tables))
+    with pytest.raises(ValueError, match=words):
+        resolve("mine")
+    assert profiles._profile("tiny", tables) == resolve("tiny")
+
+
+@pytest.mark.parametrize("key", ["max_steps", "num_generations", "per_device_train_batch_size"])
+def test_none_of_what_it_takes_to_train_is_refused(key):
+    with pytest.raises(ValueError, match=f"{key}=0 must be at least 1"):
+        resolve("tiny", {key: 0})
+
+
 def test_negative_whole_number_is_refused():
     with pytest.raises(ValueError, match="must not be negative"):
         resolve("tiny", {"max_steps": -1})
@@ -122,8 +141,6 @@ def test_checkpoint_inside_a_batch_of_trajectories_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="save_steps=5: trajectories serve 2 steps, and between those a run"):
         resolve("twice", {"save_steps": 5})
     assert resolve("twice", {"save_steps": 4}).grpo["save_steps"] == 4
-    with pytest.raises(ValueError, match="must be at least 1"):
-        resolve("tiny", {"per_device_train_batch_size": 0})
     larger = profiles.replace(PROFILES["tiny"], grpo={**PROFILES["tiny"].grpo, "generation_batch_size": 256})
     monkeypatch.setitem(PROFILES, "larger", larger)
     with pytest.raises(ValueError, match="save_steps=3: trajectories serve 4 steps"):

@@ -133,6 +133,18 @@ def test_what_a_run_is_made_of_makes_a_notebook_outdated_when_it_changes(stamps,
     assert stamps(*words) == seen[-1]
 
 
+def test_what_was_scored_before_training_is_scored_again_after_it(stamps, tmp_path, capsys):
+    """Alone, 04 takes the shipped adapter: a run's own, made later, has the same settings."""
+    stamps("--out", str(tmp_path), "--only", "04")
+    stamps("--out", str(tmp_path), "--only", "03")
+    capsys.readouterr()
+    stamps("--out", str(tmp_path), "--only", "04")
+    assert "complete already" not in capsys.readouterr().out
+    stamps("--out", str(tmp_path), "--only", "03")
+    stamps("--out", str(tmp_path), "--only", "04")
+    assert capsys.readouterr().out.count("complete already") == 2
+
+
 @pytest.mark.parametrize("number, lost", [
     ("03", "checkpoint"), ("03", "train_log.csv"), ("04", "summary.json")])
 def test_notebook_whose_files_are_gone_is_not_complete(stamps, tmp_path, number, lost):

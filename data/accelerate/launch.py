@@ -57,7 +57,6 @@ def launch(number: str, parameters: dict, out: Path, processes: int, config: str
     if not index_folder(out).exists():  # several processes would build it at once
         raise RuntimeError(f"No index at {shown(index_folder(out))}: run 01_build_index first.")
     started = time.perf_counter()
-    (out / ".done" / f"{number}.json").unlink(missing_ok=True)
     own = parameters["OVERRIDES"] | {"per_device_train_batch_size": rows}
     write_text(out / "03.py", script({**parameters, "OVERRIDES": own}))
     how = (["--config_file", str(Path(config).resolve())] if config else  # --multi_gpu also without GPUs

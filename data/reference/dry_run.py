@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from kr1_utils import memory, models, trainer
+from kr1_utils.data import sources
 from kr1_utils.profiles import REPO, resolve, table
 
 
@@ -16,6 +17,8 @@ def dry_run(args: argparse.Namespace) -> str:
     sampling, then forward twice and backward for checkpointing), of which a large GPU does 10^14 a second.
     """
     profile = resolve(args.profile, args.overrides)
+    if args.data:
+        sources(profile, args.data)  # refuses a folder without passages
     config = trainer.grpo_config(profile, args.seed, args.out or "OUT", use_cpu=not torch.cuda.is_available())
     lora, size = models.lora_config(profile), memory.count_parameters(profile.model)
     sampled, longest = config.max_steps * config.generation_batch_size, profile.limits.max_response_tokens
