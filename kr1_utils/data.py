@@ -142,10 +142,9 @@ def sources(profile: Profile, data: str = "") -> dict[str, Path | None]:
     """Where passages and questions of a run lie.
 
     Args:
-        data: a folder of your own with `passages.jsonl` and any of `questions.jsonl` (to test on),
-            `train.jsonl`, `test.jsonl`, `test_single.jsonl`; empty takes the profile's. Where neither
-            train nor test is there, a profile with `eval_questions` tests on so many of
-            `questions.jsonl`, the first ones, and trains on the rest.
+        data: a folder of yours with `passages.jsonl` and any of `questions.jsonl` (to test on),
+            `train.jsonl`, `test.jsonl`, `test_single.jsonl`; empty is the profile's. Without train and test,
+            a profile with `eval_questions` tests on so many of `questions.jsonl`, and trains on the rest.
 
     Raises:
         FileNotFoundError: if `data` has no passages.

@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from kr1_utils.protocol import CLOSING
 
+PREFILL = 128  # tokens of each row in one pass, where nothing is kept: more would take more memory
 # vLLM 0.31 on a CPU asks every loaded object for its `__dict__`, and numba's library of compiled code
 # takes that for the name of one of its functions: give it a dict to answer with.
 lib._fntab.setdefault("__dict__", {})
@@ -85,6 +86,7 @@ class TransformersEngine:
         self.model, self.tokenizer, self.end_of_turn = model, tokenizer, end_of_turn
         self.temperature, self.batch_size = temperature, batch_size
         self.keep_cache = model.device.type == "cpu" if keep_cache is None else keep_cache
+        self.at_once = None if self.keep_cache else PREFILL  # tokens
         self.window = getattr(model.config, "max_position_embeddings", None)  # tokens
         self.kept: dict[tuple[int, ...], list] = {}  # ids -> [(keys, values) (heads, T, width) a layer]
         self.computed = 0  # tokens computed so far: of prompts, sampled, padding, and rows already finished
@@ -113,7 +115,7 @@ class TransformersEngine:
         config = GenerationConfig(  # what is not given here, a model's own generation_config.json fills in
             max_new_tokens=max(limits), do_sample=self.temperature > 0, temperature=self.temperature or 1.0,
             top_k=0 if self.temperature else 50, top_p=1.0, repetition_penalty=1.0, pad_token_id=pad,
-            eos_token_id=self.end_of_turn, return_dict_in_generate=True)
+            eos_token_id=self.end_of_turn, return_dict_in_generate=True, prefill_chunk_size=self.at_once)
         cache = _cache(self.model.config.num_hidden_layers, past + new + max(limits),
                        [known.get(tuple(p[:n])) for p, n in zip(prompts, done)], past)
         was_training, attention_before = self.model.training, self.model.config._attn_implementation

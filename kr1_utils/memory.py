@@ -1,9 +1,8 @@
 """Owns the forecast: the GPU memory that a run will need, before anything is rented.
 
-The real model's forward, backward and optimizer step run on fake tensors, which have shapes and no
-storage (torch's FakeTensorMode), and the bytes that would be alive are added up at every moment:
-`python -m kr1_utils.memory --profile 7b --response-tokens 8192 --gpu-gib 80`. It needs neither a GPU nor
-weights, and works for any causal model of transformers, given its config.
+The real model's forward, backward and optimizer step run on fake tensors, which have shapes and no storage
+(torch's FakeTensorMode), and the bytes that would be alive are added up at every moment. A config is enough:
+`python -m kr1_utils.memory --profile 7b --response-tokens 8192 --gpu-gib 80`.
 """
 
 import copy
@@ -25,6 +24,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.utils import add_fused_lm_head
 
+from kr1_utils.engines import PREFILL
 from kr1_utils.models import locate, lora_config
 from kr1_utils.profiles import REPO, Profile
 
@@ -253,7 +253,7 @@ def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float
     """GiB by label while trajectories of `tokens` are sampled, and the longest that could be.
 
     The training model stays on the GPU. vLLM takes a share of it and must hold its own weights and one
-    trajectory; transformers keeps keys and values of a whole batch.
+    trajectory; transformers keeps keys and values of a whole batch, and computes `PREFILL` tokens of each.
     """
     parts = {k: states.get(k, 0) / GIB for k in ("weights", "packed", "adapter", "optimizer")}
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -264,10 +264,10 @@ def sampling(config, profile: Profile, states: dict, tokens: int, gpu_gib: float
         weights = 2 * count_parameters(profile.model) / GIB
         free = parts["vLLM"] - weights - 1  # a GiB to compute in
         return parts, int(free / a_token) if sum(parts.values()) + OVERHEAD_GIB <= gpu_gib else 0
-    rows = profile.grpo["per_device_train_batch_size"] * profile.grpo["gradient_accumulation_steps"]
-    a_token *= min(64, rows)
-    longest = int((gpu_gib - OVERHEAD_GIB - sum(parts.values())) / a_token)
-    return parts | {"KV cache": tokens * a_token}, longest
+    rows = min(64, profile.grpo["per_device_train_batch_size"] * profile.grpo["gradient_accumulation_steps"])
+    parts["prompts"] = rows * PREFILL * 14 * config.intermediate_size / GIB  # seven halves as wide as its MLP
+    longest = int((gpu_gib - OVERHEAD_GIB - sum(parts.values())) / a_token / rows)
+    return parts | {"KV cache": tokens * a_token * rows}, longest
 
 def forecast(profile: Profile, response_tokens: int = 0, gpu_gib: float = 80, num_gpus: int = 1,
              zero: int = 0) -> dict:
@@ -277,9 +277,8 @@ def forecast(profile: Profile, response_tokens: int = 0, gpu_gib: float = 80, nu
         response_tokens: of a whole trajectory; 0 is the profile's `max_response_tokens`.
 
     Returns:
-        `peak_gib` and `fits` of the larger of the two; `longest_response_tokens` that fits; `breakdown`
-        by label at the peak of training, `sampling` the same; `timeline` of training: [(phase, {label:
-        bytes})]; `advice`, what to change.
+        `peak_gib` and `fits` of the larger; `longest_response_tokens` that fits; by label, `breakdown` at the
+        peak of training, and `sampling`; `timeline` of training: [(phase, {label: bytes})]; `advice`.
 
     Raises:
         ValueError: for an unknown size of GPU, or a response shorter than one turn or too long for the model.

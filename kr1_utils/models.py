@@ -85,7 +85,8 @@ def merged_weights(model: PeftModel):
                 delta = layers[owner].get_delta_weight(adapter)
                 weight = (weight.float() + delta.float()).to(weight.dtype)
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        yield plain.replace("modules_to_save.default.", ""), weight
+        whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight  # FSDP 2 spreads it
+        yield plain.replace("modules_to_save.default.", ""), whole
 
 def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | None = None) -> Path:
     """Write adapter (or all weights, if there is none) and tokenizer, whole or not at all; `weights` is the
@@ -93,8 +94,7 @@ def save_adapter(model, tokenizer, folder: str | os.PathLike, weights: dict | No
     for name, weight in (weights or model.state_dict()).items():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite, so nothing is saved.")
-    folder = Path(folder)
-    part = folder.with_name(folder.name + ".part")
+    folder, part = Path(folder), Path(f"{Path(folder)}.part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)

@@ -76,7 +76,7 @@ class KnowledgeGRPOTrainer(GRPOTrainer):
             self._check_budget()
         plain = all(p.is_floating_point() for p in self.model.parameters())  # neither packed in 4 bits …
         if self.use_vllm and isinstance(self.model, PeftModel) and plain and not (
-                self.is_deepspeed_enabled or self.is_fsdp_enabled):  # … nor spread over processes
+                self._dist.is_zero3 or self._dist.fsdp_version == 1):  # … nor out of reach
             self.vllm_generation._iter_named_params = lambda: merged_weights(self.model)
 
     def _check_budget(self) -> None:

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from kr1_utils import models, protocol
 from kr1_utils.engines import TransformersEngine
@@ -61,6 +65,20 @@ def test_merged_weights_are_those_of_a_merged_model_under_its_names(adapted):
     theirs = dict(merged.named_parameters())
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[n], theirs[n], atol=1e-6) for n in mine)
+
+
+def test_merged_weights_are_whole_where_fsdp_has_spread_them(adapted, tmp_path):
+    model = copy.deepcopy(adapted[0])
+    whole = {name: weight.clone() for name, weight in models.merged_weights(model)}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+        spread = dict(models.merged_weights(model))
+    finally:
+        dist.destroy_process_group()
+    assert spread.keys() == whole.keys() and not any(isinstance(w, DTensor) for w in spread.values())
+    assert all(torch.equal(spread[name], weight) for name, weight in whole.items())
 
 
 def test_merged_weights_leave_bfloat16_weights_alone_where_merging_in_place_does_not(adapted):

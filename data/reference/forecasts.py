@@ -3,6 +3,8 @@
 Simulated by kr1_utils.memory, in about ten minutes on one core: `python data/reference/forecasts.py`.
 """
 
+import functools
+
 import pandas as pd
 
 from kr1_utils import memory
@@ -20,9 +22,10 @@ def gib(step: Step) -> float:
     return simulate(CONFIG, step).peak / GIB + OVERHEAD_GIB
 
 
-def original(tokens: int) -> float:
-    """All weights on ZeRO-3 over 7 GPUs, one trajectory on each, logits of all tokens at once."""
-    return gib(Step(1, PROMPT_TOKENS + tokens, chunked=False, zero=3, num_gpus=7, autocast=False))
+def original(tokens: int, rows: int = 1) -> float:
+    """All weights on ZeRO-3 over 7 GPUs, so many trajectories on each, logits of all tokens at once; without
+    the frozen second model that its KL term takes."""
+    return gib(Step(rows, PROMPT_TOKENS + tokens, chunked=False, zero=3, num_gpus=7, autocast=False))
 
 
 def eight_rows(tokens: int) -> float:
@@ -33,9 +36,11 @@ def eight_rows(tokens: int) -> float:
 def rows():
     """(run, GPU in GiB, response tokens, GiB while training, GiB while sampling)"""
     room = (40 - OVERHEAD_GIB) * GIB
-    last = memory._longest(lambda n: (original(n) - OVERHEAD_GIB) * GIB, 8192, room, 16384)
-    for tokens in sorted([270, 600, last, last + 200, *LENGTHS]):
-        yield "original", 40, tokens, original(tokens), None
+    for run, together, lengths in (("original", 1, LENGTHS), ("original, two a GPU", 2, ())):
+        peak = functools.partial(lambda rows, n: (original(n, rows) - OVERHEAD_GIB) * GIB, together)
+        last = memory._longest(peak, 8192, room, 16384)
+        for tokens in sorted([270, 600, last, last + 200, *lengths]):
+            yield run, 40, tokens, original(tokens, together), None
     for tokens in LENGTHS:
         yield "eight rows", 80, tokens, eight_rows(tokens), None
     for name, sizes in (("7b", (40, 80)), ("7b-4bit", (24,))):

@@ -28,11 +28,9 @@ def measure(config, step: Step) -> float:
     config.use_cache = False
     device = "cuda" if cuda else "cpu"
     model = memory._model(config, step).to_empty(device=device)
-    for p in model.parameters():
-        p.data.normal_(0, 0.02)
-    for module in model.modules():  # rotary frequencies are buffers, which `to_empty` left undefined
-        if hasattr(module, "rope_init_fn"):
-            module.inv_freq = module.rope_init_fn(config, device)[0]
+    model.tie_weights()  # `to_empty` made two of what was one
+    for t in (*model.parameters(), *model.buffers()):
+        t.data.normal_(0, 0.02)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     ids = torch.zeros(step.rows, step.tokens, dtype=torch.long, device=device)
     for _ in range(2):
