@@ -3,8 +3,6 @@
 Simulated by kr1_utils.memory, in about ten minutes on one core: `python data/reference/forecasts.py`.
 """
 
-import functools
-
 import pandas as pd
 
 from kr1_utils import memory
@@ -37,8 +35,8 @@ def rows():
     """(run, GPU in GiB, response tokens, GiB while training, GiB while sampling)"""
     room = (40 - OVERHEAD_GIB) * GIB
     for run, together, lengths in (("original", 1, LENGTHS), ("original, two a GPU", 2, ())):
-        peak = functools.partial(lambda rows, n: (original(n, rows) - OVERHEAD_GIB) * GIB, together)
-        last = memory._longest(peak, 8192, room, 16384)
+        last = memory._longest(
+            lambda n, of=together: (original(n, of) - OVERHEAD_GIB) * GIB, 8192, room, 16384)
         for tokens in sorted([270, 600, last, last + 200, *lengths]):
             yield run, 40, tokens, original(tokens, together), None
     for tokens in LENGTHS:
