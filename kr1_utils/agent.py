@@ -15,9 +15,8 @@ from kr1_utils.protocol import ChatFormat, Turn
 class Trajectory:
     """One conversation about one question.
 
-    `completion_ids`, `loss_mask` and, where the engine gives them, `logprobs` have one length (T,);
-    mask 1 is what the model sampled, 0 is what was appended to it.
-    """
+    `completion_ids`, `loss_mask` and, where the engine gives them, `logprobs` have one
+    length (T,); mask 1 is what the model sampled, 0 is what was appended to it."""
 
     question: dict
     prompt_ids: list[int]
@@ -28,8 +27,10 @@ class Trajectory:
     texts: list[str] = field(default_factory=list)  # one a turn, as written
     passages: list[list[dict]] = field(default_factory=list)  # one list a search
     answer: str | None = None
-    # "answer", "no_answer" (the last turn had none), "truncated" (it ran too long) or, where prompt and
-    stop: str = ""  # response may not fit the model's window and nothing was sampled, "prompt_too_long"
+    # "answer", "no_answer" (the last turn had none), "truncated" (it ran too long) or,
+    # where prompt and
+    # response may not fit the model's window and nothing was sampled, "prompt_too_long"
+    stop: str = ""
 
     @property
     def searches(self) -> int:
@@ -45,73 +46,124 @@ class Trajectory:
 
     def said(self) -> dict:
         """What trajectories.jsonl keeps of it."""
-        return {"question": self.question["question"], "turns": self.texts, "answer": self.answer,
-                "stop": self.stop, "sampled": self.sampled_length, "retrieved": self.retrieved_length}
+        return {
+            "question": self.question["question"],
+            "turns": self.texts,
+            "answer": self.answer,
+            "stop": self.stop,
+            "sampled": self.sampled_length,
+            "retrieved": self.retrieved_length,
+        }
 
-    def _append(self, ids: list[int], mask: int, logprobs: list[float] | None = None) -> None:
+    def _append(
+        self, ids: list[int], mask: int, logprobs: list[float] | None = None
+    ) -> None:
         self.completion_ids += ids
         self.loss_mask += [mask] * len(ids)
         if self.logprobs is not None:
             self.logprobs += logprobs if mask else [0.0] * len(ids)
 
+
 def check_limits(limits: Limits, tokenizer, chat: ChatFormat) -> int:
-    """Tokens of the shortest message that asks for the last turn; refuses limits without room.
+    """Tokens of the shortest message that asks for the last turn; refuses limits
+    without room.
 
     Raises:
-        ValueError: if one search turn, an empty observation and the answer turn do not fit.
+        ValueError: if one search turn, an empty observation and the answer turn do not
+            fit.
     """
     for name in ("top_k", "max_turn_tokens"):
         if getattr(limits, name) < 1:
             raise ValueError(f"{name}={getattr(limits, name)} must be at least 1.")
-    shortest = len(protocol.observation_ids(tokenizer, chat, [], 10**6, answer_now=True))
+    shortest = len(
+        protocol.observation_ids(tokenizer, chat, [], 10**6, answer_now=True)
+    )
     shortest = max(shortest, len(_correction(tokenizer, chat, True)))
-    least = limits.max_turn_tokens + 1 + (limits.max_turns > 0) * (limits.max_turn_tokens + 1 + shortest)
+    least = (
+        limits.max_turn_tokens
+        + 1
+        + (limits.max_turns > 0) * (limits.max_turn_tokens + 1 + shortest)
+    )
     if limits.max_response_tokens < least:
         raise ValueError(
-            f"max_response_tokens={limits.max_response_tokens} leaves no room for one turn of "
-            f"max_turn_tokens={limits.max_turn_tokens} and an answer: it must be at least {least}.")
+            f"max_response_tokens={limits.max_response_tokens} leaves no room for one"
+            f" turn of max_turn_tokens={limits.max_turn_tokens} and an answer: it must"
+            f" be at least {least}."
+        )
     if limits.max_observation_tokens < shortest:
-        raise ValueError(f"max_observation_tokens={limits.max_observation_tokens} is too small for an "
-                         f"empty observation: it must be at least {shortest}.")
+        raise ValueError(
+            f"max_observation_tokens={limits.max_observation_tokens} is too small for"
+            f" an empty observation: it must be at least {shortest}."
+        )
     return shortest
+
 
 def _correction(tokenizer, chat: ChatFormat, last: bool) -> list[int]:
     text = protocol.CORRECTION + (f"\n{protocol.ANSWER_NOW}" if last else "")
     return protocol.user_ids(tokenizer, chat, text)
 
-def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
-            system_prompt: str = protocol.SYSTEM_PROMPT, on_turn=None) -> list[Trajectory]:
+
+def rollout(
+    engine,
+    tokenizer,
+    retriever,
+    questions: list[dict],
+    limits: Limits,
+    system_prompt: str = protocol.SYSTEM_PROMPT,
+    on_turn=None,
+) -> list[Trajectory]:
     """Answer all `questions` together: one `generate` and one `search` call a turn.
 
     Args:
-        engine: `generate(prompt_ids, max_new_tokens) -> list[Generation]`, one a prompt, in order.
-            If it has a `window` (tokens), questions that may not fit it are not asked.
-        retriever: `search(queries, k) -> list[list[passage]]`, one list a query, in order.
-        questions: `{"question": …}`, other keys are kept; the same one may come several times.
-        on_turn: called with (turn number, unfinished trajectories) after each turn, for progress.
+        engine: `generate(prompt_ids, max_new_tokens) -> list[Generation]`, one a
+            prompt, in order. If it has a `window` (tokens), questions that may not fit
+            it are not asked.
+        retriever: `search(queries, k) -> list[list[passage]]`, one list a query, in
+            order.
+        questions: `{"question": …}`, other keys are kept; the same one may come several
+            times.
+        on_turn: called with (turn number, unfinished trajectories) after each turn, for
+            progress.
 
     Returns:
-        one trajectory a question, in order, never longer than `limits.max_response_tokens`.
+        one trajectory a question, in order, never longer than
+        `limits.max_response_tokens`.
     """
     chat = ChatFormat.of(tokenizer)
     shortest = check_limits(limits, tokenizer, chat)
     one_turn = limits.max_turn_tokens + 1  # the end-of-turn token may be ours
-    everyone = [Trajectory(q, protocol.prompt_ids(tokenizer, protocol.messages(
-        q["question"], system_prompt, limits.max_turns == 0))) for q in questions]
+    everyone = [
+        Trajectory(
+            q,
+            protocol.prompt_ids(
+                tokenizer,
+                protocol.messages(q["question"], system_prompt, limits.max_turns == 0),
+            ),
+        )
+        for q in questions
+    ]
     window = getattr(engine, "window", None)
     for t in everyone:
         if window and len(t.prompt_ids) + limits.max_response_tokens > window:
             t.stop = "prompt_too_long"
-            del t.prompt_ids[max(1, window - limits.max_response_tokens):]  # no room for it in a batch either
+            del t.prompt_ids[
+                max(1, window - limits.max_response_tokens) :
+            ]  # no room for it in a batch either
             t._append([chat.end_of_turn], 0)  # a completion is never empty
-    last = {id(t): limits.max_turns == 0 for t in everyone}  # whose next turn is the answer turn
+    last = {
+        id(t): limits.max_turns == 0 for t in everyone
+    }  # whose next turn is the answer turn
     todo, number = [t for t in everyone if not t.stop], 0
     while todo:
         number += 1
-        generations = engine.generate([t.prompt_ids + t.completion_ids for t in todo],
-                                      [limits.max_turn_tokens] * len(todo))
+        generations = engine.generate(
+            [t.prompt_ids + t.completion_ids for t in todo],
+            [limits.max_turn_tokens] * len(todo),
+        )
         if len(generations) != len(todo):
-            raise ValueError(f"The engine returned {len(generations)} turns for {len(todo)} prompts.")
+            raise ValueError(
+                f"The engine returned {len(generations)} turns for {len(todo)} prompts."
+            )
         for t, g in zip(todo, generations):
             _end_turn(t, g, tokenizer, chat, last[id(t)], limits.max_turn_tokens)
         todo = [t for t in todo if not t.stop]
@@ -122,17 +174,29 @@ def rollout(engine, tokenizer, retriever, questions: list[dict], limits: Limits,
         for t in todo:
             room = limits.max_response_tokens - len(t.completion_ids) - one_turn
             last[id(t)] = number >= limits.max_turns
-            ids = _message(t, tokenizer, chat, min(room, limits.max_observation_tokens), last[id(t)])
+            ids = _message(
+                t,
+                tokenizer,
+                chat,
+                min(room, limits.max_observation_tokens),
+                last[id(t)],
+            )
             if not last[id(t)] and room - len(ids) < one_turn + shortest:
                 last[id(t)] = True  # no room for a turn more before the answer turn
-                ids = _message(t, tokenizer, chat, min(room, limits.max_observation_tokens), True)
+                ids = _message(
+                    t, tokenizer, chat, min(room, limits.max_observation_tokens), True
+                )
             t._append(ids, 0)
         if on_turn:
             on_turn(number, todo)
     return everyone
 
-def _end_turn(t: Trajectory, g: Generation, tokenizer, chat: ChatFormat, last: bool, limit: int) -> None:
-    """Append what was sampled, close the turn, and decide whether the conversation is over."""
+
+def _end_turn(
+    t: Trajectory, g: Generation, tokenizer, chat: ChatFormat, last: bool, limit: int
+) -> None:
+    """Append what was sampled, close the turn, and decide whether the conversation is
+    over."""
     if g.logprobs is None:
         t.logprobs = None
     t._append(g.ids, 1, g.logprobs)
@@ -149,36 +213,55 @@ def _end_turn(t: Trajectory, g: Generation, tokenizer, chat: ChatFormat, last: b
         cut = not closed and turn.kind == "neither" and len(g.ids) >= limit
         t.stop = "truncated" if cut else "no_answer"
 
-def _message(t: Trajectory, tokenizer, chat: ChatFormat, limit: int, last: bool) -> list[int]:
+
+def _message(
+    t: Trajectory, tokenizer, chat: ChatFormat, limit: int, last: bool
+) -> list[int]:
     if t.turns[-1].kind == "search":
         return protocol.observation_ids(tokenizer, chat, t.passages[-1], limit, last)
     return _correction(tokenizer, chat, last)
 
-def check_batch(prompts: list[str], trajectories: list[Trajectory], limits: Limits) -> None:
-    """TRL does not check what a rollout returns, and drops lists that are too short: check it here.
+
+def check_batch(
+    prompts: list[str], trajectories: list[Trajectory], limits: Limits
+) -> None:
+    """TRL does not check what a rollout returns, and drops lists that are too short:
+    check it here.
 
     Raises:
-        ValueError: unless there is one trajectory a prompt, in order, with ids, mask and
-            log-probabilities of one length within the limits.
+        ValueError: unless there is one trajectory a prompt, in order, with ids, mask
+            and log-probabilities of one length within the limits.
     """
     if len(prompts) != len(trajectories):
-        raise ValueError(f"{len(trajectories)} trajectories came back for {len(prompts)} prompts.")
+        raise ValueError(
+            f"{len(trajectories)} trajectories came back for {len(prompts)} prompts."
+        )
     for i, (prompt, t) in enumerate(zip(prompts, trajectories)):
         lengths = {len(t.completion_ids), len(t.loss_mask)} | (
-            {len(t.logprobs)} if t.logprobs is not None else set())
+            {len(t.logprobs)} if t.logprobs is not None else set()
+        )
         if t.question["question"] != prompt:
-            raise ValueError(f"Trajectory {i} answers another question than prompt {i}.")
+            raise ValueError(
+                f"Trajectory {i} answers another question than prompt {i}."
+            )
         if len(lengths) != 1 or not t.completion_ids:
-            raise ValueError(f"Trajectory {i} has ids, mask and log-probabilities of lengths {lengths}.")
+            raise ValueError(
+                f"Trajectory {i} has ids, mask and log-probabilities of lengths"
+                f" {lengths}."
+            )
         if len(t.completion_ids) > limits.max_response_tokens:
-            raise ValueError(f"Trajectory {i} has {len(t.completion_ids)} tokens, more than "
-                             f"max_response_tokens={limits.max_response_tokens}.")
+            raise ValueError(
+                f"Trajectory {i} has {len(t.completion_ids)} tokens, more than "
+                f"max_response_tokens={limits.max_response_tokens}."
+            )
+
 
 def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> None:
     """Refuse a mask that is inverted, or that trains on what the model did not write.
 
-    It is checked against the text of the conversation alone, not against how it was built: after an
-    end-of-turn token a user message and the next assistant header must be masked out.
+    It is checked against the text of the conversation alone, not against how it was
+    built: after an end-of-turn token a user message and the next assistant header must
+    be masked out.
 
     Raises:
         ValueError: naming the first token that is wrong.
@@ -187,44 +270,69 @@ def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> 
     opening = tokenizer(chat.after_user, add_special_tokens=False)["input_ids"]
     at = 0
     while at < len(ids):
-        end = ids.index(chat.end_of_turn, at) if chat.end_of_turn in ids[at:] else len(ids)
+        end = (
+            ids.index(chat.end_of_turn, at)
+            if chat.end_of_turn in ids[at:]
+            else len(ids)
+        )
         for i in range(at, end):
             if mask[i] != 1:
-                raise ValueError(f"The loss mask leaves out token {i} ({tokenizer.decode(ids[i])!r}), "
-                                 "which the model sampled: is it inverted?")
+                raise ValueError(
+                    f"The loss mask leaves out token {i}"
+                    f" ({tokenizer.decode(ids[i])!r}), which the model sampled: is it"
+                    " inverted?"
+                )
         message = end + 1
-        if ids[message:message + len(header)] != header:
+        if ids[message : message + len(header)] != header:
             if message < len(ids):
-                raise ValueError(f"After the turn that ends at token {end} comes no user message.")
+                raise ValueError(
+                    f"After the turn that ends at token {end} comes no user message."
+                )
             return
         at = message
-        while at < len(ids) and ids[at:at + len(opening)] != opening:
+        while at < len(ids) and ids[at : at + len(opening)] != opening:
             at += 1
         at = min(at + len(opening), len(ids))
         for i in range(message, at):
             if mask[i] != 0:
-                raise ValueError(f"The loss mask trains on token {i} ({tokenizer.decode(ids[i])!r}), "
-                                 "which is part of an observation or a header.")
+                raise ValueError(
+                    f"The loss mask trains on token {i} ({tokenizer.decode(ids[i])!r}),"
+                    " which is part of an observation or a header."
+                )
+
 
 class ScriptedEngine:
-    """Says what it was told to: for tests, and for writing training conversations by rule.
+    """Says what it was told to: for tests, and for writing training conversations by
+    rule.
 
     Args:
-        scripts: question text -> the texts of its turns; after the last one it falls silent.
+        scripts: question text -> the texts of its turns; after the last one it falls
+            silent.
     """
 
     def __init__(self, tokenizer, scripts: dict[str, list[str]]):
         self.tokenizer = tokenizer
-        self.scripts = {protocol.echo(tokenizer, protocol.escape(q)): [
-            tokenizer(t, add_special_tokens=False)["input_ids"] for t in s] for q, s in scripts.items()}
-        user, header = ChatFormat.of(tokenizer).after_user, ChatFormat.of(tokenizer).before_user
+        self.scripts = {
+            protocol.echo(tokenizer, protocol.escape(q)): [
+                tokenizer(t, add_special_tokens=False)["input_ids"] for t in s
+            ]
+            for q, s in scripts.items()
+        }
+        user, header = (
+            ChatFormat.of(tokenizer).after_user,
+            ChatFormat.of(tokenizer).before_user,
+        )
         self.user_starts, self.assistant_starts = header.lstrip(), user
 
-    def generate(self, prompt_ids: list[list[int]], max_new_tokens: list[int]) -> list[Generation]:
+    def generate(
+        self, prompt_ids: list[list[int]], max_new_tokens: list[int]
+    ) -> list[Generation]:
         out = []
         for ids, limit in zip(prompt_ids, max_new_tokens):
             text = self.tokenizer.decode(ids)
-            question = text.split(self.user_starts, 1)[1].split(self.assistant_starts, 1)[0]
+            question = text.split(self.user_starts, 1)[1].split(
+                self.assistant_starts, 1
+            )[0]
             turn = text.count(self.assistant_starts) - 1
             script = self.scripts[question.removesuffix(f"\n{protocol.ANSWER_NOW}")]
             out.append(Generation((script[turn] if turn < len(script) else [])[:limit]))

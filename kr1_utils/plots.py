@@ -1,4 +1,5 @@
-"""Owns how things look: figures drawn from tables and CSVs, trajectories as HTML without scripts."""
+"""Owns how things look: figures drawn from tables and CSVs, trajectories as HTML
+without scripts."""
 
 import html
 import os
@@ -15,100 +16,192 @@ from kr1_utils.data import write_whole
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
 
+
 def use_style() -> None:
     """One look for all figures: thin axes, readable in grey."""
-    plt.rcParams.update({
-        "figure.dpi": 72, "savefig.dpi": 120, "figure.constrained_layout.use": True,
-        "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.alpha": 0.25, "axes.titlesize": 11, "legend.frameon": False,
-        "axes.prop_cycle": plt.cycler(color=[BLUE, ORANGE, GREY, "#4d9a57", "#8b5a9b"],
-                                      linestyle=["-", "--", "-.", ":", "-"]),
-    })
+    plt.rcParams.update(
+        {
+            "figure.dpi": 72,
+            "savefig.dpi": 120,
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.titlesize": 11,
+            "legend.frameon": False,
+            "axes.prop_cycle": plt.cycler(
+                color=[BLUE, ORANGE, GREY, "#4d9a57", "#8b5a9b"],
+                linestyle=["-", "--", "-.", ":", "-"],
+            ),
+        }
+    )
+
 
 def save_fig(figure, folder: str | Path, name: str) -> Path:
-    """Write `figure` as PNG into `folder`/figures (of several processes, the first does) and return where."""
+    """Write `figure` as PNG into `folder`/figures (of several processes, the first
+    does) and return where."""
     file = Path(folder) / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") == "0":
         write_whole(file, lambda out: figure.savefig(out, format="png"))
     return file
 
-def curve(axes, x, y, label: str = "", color: str = BLUE, style: str = "-", window: int = 0) -> None:
+
+def curve(
+    axes, x, y, label: str = "", color: str = BLUE, style: str = "-", window: int = 0
+) -> None:
     """The raw curve faint, its running mean bold."""
     y = pd.Series(list(y), dtype=float)
     window = window or max(1, len(y) // 12)
     axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-    axes.plot(x, y.rolling(window, min_periods=1, center=True).mean(), color=color, linewidth=2,
-              linestyle=style, label=label or None)
+    axes.plot(
+        x,
+        y.rolling(window, min_periods=1, center=True).mean(),
+        color=color,
+        linewidth=2,
+        linestyle=style,
+        label=label or None,
+    )
+
 
 def table_html(rows, header: tuple[str, ...] = ()) -> str:
     """A plain HTML table of (text, text, …) rows."""
-    head = "".join(f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header)
-    body = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in r)
-                   + "</tr>" for r in rows)
+    head = "".join(
+        f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in r)
+        + "</tr>"
+        for r in rows
+    )
     table = f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
-    return table.encode("utf-8", "replace").decode()  # a notebook with half a surrogate pair can't be saved
+    return table.encode(
+        "utf-8", "replace"
+    ).decode()  # a notebook with half a surrogate pair can't be saved
 
-_COLORS = {"prompt": "#eeeeee", "header": "#e6d5ee", "model": "#cfe3f7", "observation": "#fbe3c4"}
+
+_COLORS = {
+    "prompt": "#eeeeee",
+    "header": "#e6d5ee",
+    "model": "#cfe3f7",
+    "observation": "#fbe3c4",
+}
+
 
 def conversation_html(trajectory, tokenizer) -> str:
-    """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what was appended."""
-    names = {0: ("observation", "appended, mask 0"), 1: ("model", "model, mask 1"), 2: ("prompt", "prompt")}
+    """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what
+    was appended."""
+    names = {
+        0: ("observation", "appended, mask 0"),
+        1: ("model", "model, mask 1"),
+        2: ("prompt", "prompt"),
+    }
     t, boxes = trajectory, []
     tokens = zip([2] * len(t.prompt_ids) + t.loss_mask, t.prompt_ids + t.completion_ids)
     for who, run in groupby(tokens, key=itemgetter(0)):
         kind, title = names[who]
         text = html.escape(tokenizer.decode([i for _, i in run]))
-        boxes.append(f"<div style='background:{_COLORS[kind]};color:#111;padding:4px 8px;margin:2px 0;"
-                     "border-radius:4px;white-space:pre-wrap;font-family:monospace;font-size:12px' "
-                     f"title='{title}'><b>{title}</b>  {text}</div>")
+        boxes.append(
+            f"<div style='background:{_COLORS[kind]};color:#111;padding:4px 8px;"
+            "margin:2px 0;border-radius:4px;white-space:pre-wrap;"
+            "font-family:monospace;font-size:12px' "
+            f"title='{title}'><b>{title}</b>  {text}</div>"
+        )
     return "".join(boxes)
 
-def microscope_html(trajectory, tokenizer, logprobs: list[float] | None = None,
-                    advantage: float | None = None, tokens_in_batch: int | None = None) -> str:
-    """A trajectory token by token, coloured by who wrote it; underlined is what the loss counts (mask 1).
 
-    Hovering over a token shows its id and mask and, where they are given, the rest. Without scripts.
+def microscope_html(
+    trajectory,
+    tokenizer,
+    logprobs: list[float] | None = None,
+    advantage: float | None = None,
+    tokens_in_batch: int | None = None,
+) -> str:
+    """A trajectory token by token, coloured by who wrote it; underlined is what the
+    loss counts (mask 1).
+
+    Hovering over a token shows its id and mask and, where they are given, the rest.
+    Without scripts.
 
     Args:
-        logprobs: (T,) of the completion's tokens; the trajectory's own where it has some.
+        logprobs: (T,) of the completion's tokens; the trajectory's own where it has
+            some.
         advantage: of this trajectory in its group.
-        tokens_in_batch: sampled tokens over which the loss is averaged. At the first update of a batch the
-            ratio is 1, and a sampled token adds −advantage / tokens_in_batch to it.
+        tokens_in_batch: sampled tokens over which the loss is averaged. At the first
+            update of a batch the ratio is 1, and a sampled token adds −advantage /
+            tokens_in_batch to it.
     """
     t, chat = trajectory, protocol.ChatFormat.of(tokenizer)
     ids, logprobs = t.completion_ids, logprobs or t.logprobs
-    header, opening = (tokenizer(text, add_special_tokens=False)["input_ids"]
-                       for text in (chat.before_user, chat.after_user))
+    header, opening = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (chat.before_user, chat.after_user)
+    )
     who, at = ["prompt"] * len(t.prompt_ids), 0
-    while at < len(ids):  # a turn, the token that ends it (whose, only the mask knows), and a message
-        end = next((i for i in range(at, len(ids)) if ids[i] == chat.end_of_turn
-                    and ids[i + 1:i + len(header)] in (header[:-1], [])), len(ids))
-        who += ["model"] * (end - at) + ["model" if m else "header" for m in t.loss_mask[end:end + 1]]
+    while at < len(
+        ids
+    ):  # a turn, the token that ends it (whose, only the mask knows), and a message
+        end = next(
+            (
+                i
+                for i in range(at, len(ids))
+                if ids[i] == chat.end_of_turn
+                and ids[i + 1 : i + len(header)] in (header[:-1], [])
+            ),
+            len(ids),
+        )
+        who += ["model"] * (end - at) + [
+            "model" if m else "header" for m in t.loss_mask[end : end + 1]
+        ]
         at = end + 1
         first = len(commonprefix([header, ids[at:]]))
-        end = next((i for i in range(at, len(ids)) if ids[i:i + len(opening)] == opening), len(ids))
+        end = next(
+            (i for i in range(at, len(ids)) if ids[i : i + len(opening)] == opening),
+            len(ids),
+        )
         who += ["header"] * first + ["observation"] * (end - at - first)
-        who += ["header"] * len(ids[end:end + len(opening)])
+        who += ["header"] * len(ids[end : end + len(opening)])
         at = end + len(opening)
-    spans = [f"<span style='background:{color}'>{name}</span>" for name, color in _COLORS.items()]
+    spans = [
+        f"<span style='background:{color}'>{name}</span>"
+        for name, color in _COLORS.items()
+    ]
     spans = ["written by ", " · ".join(spans), "; <u>underlined</u>: mask 1<br>"]
-    masks = [0] * len(t.prompt_ids) + t.loss_mask  # who wrote it is read off the ids: the two may disagree
-    for i, (token, writer, mask) in enumerate(zip(t.prompt_ids + ids, who, masks, strict=True)):
+    masks = [0] * len(
+        t.prompt_ids
+    ) + t.loss_mask  # who wrote it is read off the ids: the two may disagree
+    for i, (token, writer, mask) in enumerate(
+        zip(t.prompt_ids + ids, who, masks, strict=True)
+    ):
         at, told = i - len(t.prompt_ids), [writer, f"id {token}", f"mask {mask}"]
         if mask:
             told += [f"log-probability {logprobs[at]:.3f}"] if logprobs else []
             told += [f"advantage {advantage:+.2f}"] if advantage is not None else []
-            told += ([f"adds {-advantage / tokens_in_batch:+.1e} to the loss"]
-                     if advantage is not None and tokens_in_batch else [])
+            told += (
+                [f"adds {-advantage / tokens_in_batch:+.1e} to the loss"]
+                if advantage is not None and tokens_in_batch
+                else []
+            )
         text, tag = html.escape(tokenizer.decode([token])), "u" if mask else "span"
-        spans.append(f"<{tag} style='background:{_COLORS[writer]}' title='{', '.join(told)}'>"
-                     f"{text.replace(chr(10), '↵')}</{tag}> ")
-    return ("<div style='font-family:monospace;font-size:12px;line-height:1.9;color:#111;background:#fff'>"
-            f"{''.join(spans)}</div>")
+        spans.append(
+            f"<{tag} style='background:{_COLORS[writer]}' title='{', '.join(told)}'>"
+            f"{text.replace(chr(10), '↵')}</{tag}> "
+        )
+    return (
+        "<div style='font-family:monospace;font-size:12px;line-height:1.9;"
+        "color:#111;background:#fff'>"
+        f"{''.join(spans)}</div>"
+    )
+
 
 def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
     """Two pieces of HTML in two columns."""
-    cells = "".join(f"<td style='vertical-align:top;text-align:left;width:50%'><b>{html.escape(t)}</b>"
-                    f"{part}</td>" for t, part in zip(titles, (left, right)))
+    cells = "".join(
+        "<td style='vertical-align:top;text-align:left;width:50%'>"
+        f"<b>{html.escape(t)}</b>{part}</td>"
+        for t, part in zip(titles, (left, right))
+    )
     return f"<table style='width:100%'><tr>{cells}</tr></table>"

@@ -1,9 +1,9 @@
 """Owns the whole run: the notebooks 01–05 in order, headless, through papermill.
 
-`python -m kr1_utils.reproduce --profile tiny` makes data/runs/tiny. What is complete for the same
-parameters is not run again; what was cut off goes on where it was. `--dry-run` says what a run would take,
-`--num-processes` has Accelerate launch the cells of 03 in so many processes.
-"""
+`python -m kr1_utils.reproduce --profile tiny` makes data/runs/tiny. What is complete
+for the same parameters is not run again; what was cut off goes on where it was.
+`--dry-run` says what a run would take, `--num-processes` has Accelerate launch the
+cells of 03 in so many processes."""
 
 import argparse
 import fcntl
@@ -24,27 +24,65 @@ from kr1_utils.data import index_folder, setup, shown, sources, write_text, writ
 from kr1_utils.profiles import PROFILES, REPO, path
 from kr1_utils.retriever import fingerprint
 
-NOTEBOOKS = {"01": "01_build_index", "02": "02_agent_loop", "03": "03_train_grpo",
-             "04": "04_evaluate", "05": "05_response_length"}
-MADE = {"01": ["retrieval.json"], "03": ["train_log.csv", "trajectories.jsonl", "checkpoint"],
-        "04": ["predictions.jsonl", "summary.json"]}  # what a notebook must have left, to be complete
-END_WITH_PARENT = "__import__('kr1_utils.data').data.end_with_parent()"  # of a kernel; it names nothing
+NOTEBOOKS = {
+    "01": "01_build_index",
+    "02": "02_agent_loop",
+    "03": "03_train_grpo",
+    "04": "04_evaluate",
+    "05": "05_response_length",
+}
+MADE = {
+    "01": ["retrieval.json"],
+    "03": ["train_log.csv", "trajectories.jsonl", "checkpoint"],
+    "04": ["predictions.jsonl", "summary.json"],
+}  # what a notebook must have left, to be complete
+# of a kernel; it names nothing
+END_WITH_PARENT = "__import__('kr1_utils.data').data.end_with_parent()"
+
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m kr1_utils.reproduce", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m kr1_utils.reproduce", description=__doc__
+    )
     parser.add_argument("--profile", default="tiny", help=", ".join(PROFILES))
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--out", default="", help="folder for outputs; data/runs/<profile> if not given")
-    parser.add_argument("--data", default="", help="folder with your own passages and questions")
+    parser.add_argument(
+        "--out", default="", help="folder for outputs; data/runs/<profile> if not given"
+    )
+    parser.add_argument(
+        "--data", default="", help="folder with your own passages and questions"
+    )
     parser.add_argument("--only", choices=NOTEBOOKS, help="run this notebook alone")
-    parser.add_argument("--force", action="store_true", help="run again what is complete")
-    parser.add_argument("--num-processes", type=int, default=1, help="that train together, one a GPU")
-    parser.add_argument("--accelerate-config", default="", help="how, for example data/accelerate/fsdp.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="say what it would take, and touch nothing")
-    parser.add_argument("--gpu-gib", type=int, help="for --dry-run: the GPU's memory; this one's or 80 GiB")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="over the profile's settings, for example --set max_steps=5")
+    parser.add_argument(
+        "--force", action="store_true", help="run again what is complete"
+    )
+    parser.add_argument(
+        "--num-processes", type=int, default=1, help="that train together, one a GPU"
+    )
+    parser.add_argument(
+        "--accelerate-config",
+        default="",
+        help="how, for example data/accelerate/fsdp.yaml",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what it would take, and touch nothing",
+    )
+    parser.add_argument(
+        "--gpu-gib",
+        type=int,
+        help="for --dry-run: the GPU's memory; this one's or 80 GiB",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="over the profile's settings, for example --set max_steps=5",
+    )
     args = parser.parse_args(argv)
     overrides = {}
     for item in args.overrides:
@@ -58,38 +96,64 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args.overrides = overrides
     return args
 
+
 def complete(out: Path, number: str, stamp: str) -> float | None:
-    """Seconds that notebook `number` took, if it ran to its end with this stamp and what it made is there."""
+    """Seconds that notebook `number` took, if it ran to its end with this stamp and
+    what it made is there."""
     done = out / ".done" / f"{number}.json"
-    made = [done, out / f"{number}.ipynb", index_folder(out), *(out / name for name in MADE.get(number, ()))]
+    made = [
+        done,
+        out / f"{number}.ipynb",
+        index_folder(out),
+        *(out / name for name in MADE.get(number, ())),
+    ]
     if not all(file.exists() for file in made):
         return None
     record = json.loads(done.read_text())
     return record["seconds"] if record["stamp"] == stamp else None
 
+
 def run_notebook(number: str, parameters: dict, out: Path) -> float:
     """Execute one notebook into OUT/<number>.ipynb and return the seconds it took.
 
     Raises:
-        RuntimeError: if a cell fails, naming notebook, cell and error; the notebook up to there stays as
-            OUT/<number>.failed.ipynb.
+        RuntimeError: if a cell fails, naming notebook, cell and error; the notebook up
+            to there stays as OUT/<number>.failed.ipynb.
     """
     source = REPO / "notebooks" / f"{NOTEBOOKS[number]}.ipynb"
     failed, started = out / f"{number}.failed.ipynb", time.perf_counter()
     try:
-        papermill.execute_notebook(source, failed, parameters=parameters, progress_bar=False,
-                                   cwd=source.parent, stderr_file=sys.stderr,  # where bars are drawn;
-                                   coalesce_streams=True,  # what is saved holds their last state
-                                   extra_arguments=[f"--IPKernelApp.exec_lines={END_WITH_PARENT}",
-                                                    "--IPKernelApp.log_level=40"])  # it warns of its sockets
-        write_whole(out / f"{number}.ipynb", lambda done: done.write(failed.read_bytes()))
+        papermill.execute_notebook(
+            source,
+            failed,
+            parameters=parameters,
+            progress_bar=False,
+            cwd=source.parent,
+            stderr_file=sys.stderr,  # where bars are drawn;
+            coalesce_streams=True,  # what is saved holds their last state
+            extra_arguments=[
+                f"--IPKernelApp.exec_lines={END_WITH_PARENT}",
+                "--IPKernelApp.log_level=40",
+            ],
+        )  # it warns of its sockets
+        write_whole(
+            out / f"{number}.ipynb", lambda done: done.write(failed.read_bytes())
+        )
     except PapermillExecutionError as error:
-        raise RuntimeError(f"Stopped in notebook {NOTEBOOKS[number]}, cell {error.cell_index}: "
-                           f"{error.ename}: {error.evalue} (see {shown(failed)})") from error
-    except (RuntimeError, OSError) as error:  # the kernel was killed, or OUT can not be written
-        raise RuntimeError(f"Stopped in notebook {NOTEBOOKS[number]}: {error}") from error
+        raise RuntimeError(
+            f"Stopped in notebook {NOTEBOOKS[number]}, cell {error.cell_index}: "
+            f"{error.ename}: {error.evalue} (see {shown(failed)})"
+        ) from error
+    except (
+        RuntimeError,
+        OSError,
+    ) as error:  # the kernel was killed, or OUT can not be written
+        raise RuntimeError(
+            f"Stopped in notebook {NOTEBOOKS[number]}: {error}"
+        ) from error
     failed.unlink()
     return time.perf_counter() - started
+
 
 def reproduce(args: argparse.Namespace) -> dict:
     """Run what is asked for and return what summary.json then holds.
@@ -97,13 +161,23 @@ def reproduce(args: argparse.Namespace) -> dict:
     Raises:
         ValueError, OSError: for a bad parameter, before any notebook runs.
     """
-    parameters = {"PROFILE": args.profile, "SEED": args.seed, "OUT": args.out, "DATA": args.data,
-                  "OVERRIDES": args.overrides}
+    parameters = {
+        "PROFILE": args.profile,
+        "SEED": args.seed,
+        "OUT": args.out,
+        "DATA": args.data,
+        "OVERRIDES": args.overrides,
+    }
     profile, out = setup(parameters)
     rows, processes = profile.grpo["per_device_train_batch_size"], args.num_processes
-    config = args.accelerate_config and str(Path(args.accelerate_config).resolve(strict=True))
+    config = args.accelerate_config and str(
+        Path(args.accelerate_config).resolve(strict=True)
+    )
     if processes < 1 or rows % processes:
-        raise ValueError(f"--num-processes {processes} must divide the {rows} trajectories of a batch.")
+        raise ValueError(
+            f"--num-processes {processes} must divide the {rows} trajectories of a"
+            " batch."
+        )
     # Notebooks run in their own folder, so relative paths are made absolute here.
     parameters["OUT"] = args.out and str(out.resolve())
     if args.data and Path(args.data).is_dir():
@@ -113,16 +187,34 @@ def reproduce(args: argparse.Namespace) -> dict:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
     except BlockingIOError:
-        raise OSError(f"OUT={out} is another run's, which has not ended: wait, or choose another.") from None
-    model, found = path(profile.model), sources(profile, parameters["DATA"])  # what a run is made of
-    files = [*filter(None, found.values()), *(sorted(model.glob("*.*")) if model.is_dir() else ())]
-    earlier = json.dumps([asdict(replace(profile, expected={})), [*map(fingerprint, files)]], sort_keys=True)
+        raise OSError(
+            f"OUT={out} is another run's, which has not ended: wait, or choose another."
+        ) from None
+    model, found = (
+        path(profile.model),
+        sources(profile, parameters["DATA"]),
+    )  # what a run is made of
+    files = [
+        *filter(None, found.values()),
+        *(sorted(model.glob("*.*")) if model.is_dir() else ()),
+    ]
+    earlier = json.dumps(
+        [asdict(replace(profile, expected={})), [*map(fingerprint, files)]],
+        sort_keys=True,
+    )
     for number, name in NOTEBOOKS.items():
         source = (REPO / "notebooks" / f"{name}.ipynb").read_bytes()
-        # A notebook also depends on the ones before it, so their stamps go into its own.
-        own = (processes, config, rows // processes) if number == "03" and (processes > 1 or config) else ()
+        # A notebook also depends on the ones before it, so their stamps go into its
+        # own.
+        own = (
+            (processes, config, rows // processes)
+            if number == "03" and (processes > 1 or config)
+            else ()
+        )
         how = f"{own}{Path(config).read_text() if config else ''}" if own else ""
-        code = [c["source"] for c in json.loads(source)["cells"] if c["cell_type"] == "code"]
+        code = [
+            c["source"] for c in json.loads(source)["cells"] if c["cell_type"] == "code"
+        ]
         depends = f"{earlier}{json.dumps([parameters, code], sort_keys=True)}{how}"
         earlier = stamp = hashlib.sha256(depends.encode()).hexdigest()
         if args.only not in (None, number):
@@ -132,43 +224,79 @@ def reproduce(args: argparse.Namespace) -> dict:
             print(f"{name:20} complete already, {taken:.0f} s", flush=True)
         else:
             print(f"{name:20} …", end=" ", flush=True)
-            for after in (number, *("04", "05") * (number == "03")):  # what they show is of what 03 makes
+            for after in (
+                number,
+                *("04", "05") * (number == "03"),
+            ):  # what they show is of what 03 makes
                 (out / ".done" / f"{after}.json").unlink(missing_ok=True)
-            run = runpy.run_path(str(REPO / "data/accelerate/launch.py"))["launch"] if own else run_notebook
+            run = (
+                runpy.run_path(str(REPO / "data/accelerate/launch.py"))["launch"]
+                if own
+                else run_notebook
+            )
             taken = round(run(number, parameters, out, *own), 1)
-            write_text(out / ".done" / f"{number}.json", json.dumps({"stamp": stamp, "seconds": taken}))
+            write_text(
+                out / ".done" / f"{number}.json",
+                json.dumps({"stamp": stamp, "seconds": taken}),
+            )
             print(f"{taken:.0f} s", flush=True)
-        if number == "03" and len(pd.read_csv(out / "train_log.csv")) == profile.grpo["max_steps"]:
-            # Only now, for until it was noted as complete, a run that is killed goes on from there.
-            (out / "training" / "settings.json").unlink(missing_ok=True)  # without it nothing there counts
+        if (
+            number == "03"
+            and len(pd.read_csv(out / "train_log.csv")) == profile.grpo["max_steps"]
+        ):
+            # Only now, for until it was noted as complete, a run that is killed goes on
+            # from there.
+            (out / "training" / "settings.json").unlink(
+                missing_ok=True
+            )  # without it nothing there counts
             shutil.rmtree(out / "training", ignore_errors=True)
     return _add_seconds(out)
+
 
 def _add_seconds(out: Path) -> dict:
     """Put the time of each notebook that is done into summary.json."""
     file = out / "summary.json"
     summary = json.loads(file.read_text()) if file.exists() else {}
     done = {n: out / ".done" / f"{n}.json" for n in NOTEBOOKS}
-    seconds = {n: json.loads(f.read_text())["seconds"] for n, f in done.items() if f.exists()}
+    seconds = {
+        n: json.loads(f.read_text())["seconds"] for n, f in done.items() if f.exists()
+    }
     summary["seconds"] = {**seconds, "total": round(sum(seconds.values()), 1)}
     if file.exists():  # 04 makes it
         write_text(file, json.dumps(summary, indent=1))
     return summary
 
+
 def show(summary: dict) -> str:
     """The summary as a small text table: before, after."""
-    rows = {"exact match, multi-hop": "em", "exact match, single-hop": "em_single", "F1, multi-hop": "f1",
-            "searches, multi-hop": "searches", "sampled tokens, multi-hop": "response_length"}
-    table = pd.DataFrame({when: {label: summary.get(f"{key}_{when}") for label, key in rows.items()}
-                          for when in ("before", "after")}, dtype=float)
+    rows = {
+        "exact match, multi-hop": "em",
+        "exact match, single-hop": "em_single",
+        "F1, multi-hop": "f1",
+        "searches, multi-hop": "searches",
+        "sampled tokens, multi-hop": "response_length",
+    }
+    table = pd.DataFrame(
+        {
+            when: {label: summary.get(f"{key}_{when}") for label, key in rows.items()}
+            for when in ("before", "after")
+        },
+        dtype=float,
+    )
     return table.to_string(float_format="{:.3f}".format, na_rep="–")
 
+
 def main() -> int:
-    """Run from the command line; the exit status is 0 only if everything asked for ran."""
+    """Run from the command line; the exit status is 0 only if everything asked for
+    ran."""
     args = arguments()
     try:
         if args.dry_run:
-            print(runpy.run_path(str(REPO / "data" / "reference" / "dry_run.py"))["dry_run"](args))
+            print(
+                runpy.run_path(str(REPO / "data" / "reference" / "dry_run.py"))[
+                    "dry_run"
+                ](args)
+            )
             return 0
         summary = reproduce(args)
     except RuntimeError as error:
@@ -182,6 +310,7 @@ def main() -> int:
         return 130
     print(f"\n{show(summary)}\n\nin all {summary['seconds']['total']:.0f} s")
     return 0
+
 
 if __name__ == "__main__":
     sys.exit(main())

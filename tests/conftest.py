@@ -1,4 +1,5 @@
-"""What the tests share: the shipped model, the shipped world, and how Hypothesis works here."""
+"""What the tests share: the shipped model, the shipped world, and how Hypothesis works
+here."""
 
 import os
 
@@ -16,8 +17,13 @@ from kr1_utils.retriever import Retriever  # noqa: E402
 
 # The same examples on every run; no deadline, for a slow machine is no bug.
 settings.register_profile(
-    "kr1", derandomize=True, deadline=None, database=None, max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+    "kr1",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("kr1")
 
 
@@ -52,5 +58,7 @@ def retriever(world):
 @pytest.fixture(scope="session")
 def questions():
     """The shipped question sets by name."""
-    return {name: data.load_questions(REPO / "data" / "miniwiki" / f"{name}.jsonl")
-            for name in ("train", "dev", "test", "test_single")}
+    return {
+        name: data.load_questions(REPO / "data" / "miniwiki" / f"{name}.jsonl")
+        for name in ("train", "dev", "test", "test_single")
+    }

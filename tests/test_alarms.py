@@ -15,27 +15,44 @@ from kr1_utils.alarms import LIMITS, WINDOW, CollapseAlarms
 from kr1_utils.profiles import REPO
 from kr1_utils.profiles import Limits as RolloutLimits
 
-FINE = {"loss": 0.1, "frac_reward_zero_std": 0.2, "truncated": 0.0, "entropy": 0.1, "grad_norm": 0.1}
+FINE = {
+    "loss": 0.1,
+    "frac_reward_zero_std": 0.2,
+    "truncated": 0.0,
+    "entropy": 0.1,
+    "grad_norm": 0.1,
+}
 
 
 @pytest.fixture
 def said(tokenizer):
     """texts of turns -> a real trajectory in which they are said."""
+
     def say(*texts):
         engine = ScriptedEngine(tokenizer, {"Q?": list(texts)})
         limits = RolloutLimits(len(texts), 1, 200, 60, 2000)
         return rollout(engine, tokenizer, Shelf(), [{"question": "Q?"}], limits, "S")[0]
+
     return say
 
 
 @pytest.fixture
 def watch(said, tmp_path):
-    """Alarms over a trainer that has made one good trajectory; `step(**logs)` lets it log."""
+    """Alarms over a trainer that has made one good trajectory; `step(**logs)` lets it
+    log."""
     trainer = SimpleNamespace(
-        trajectories=[said(SEARCH, ANSWER)], model=SimpleNamespace(training=True),
-        accelerator=SimpleNamespace(device="cpu", reduce=lambda tensor, reduction: tensor), _step=0)
+        trajectories=[said(SEARCH, ANSWER)],
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(
+            device="cpu", reduce=lambda tensor, reduction: tensor
+        ),
+        _step=0,
+    )
     watch, state = CollapseAlarms(trainer, tmp_path), TrainerState(global_step=0)
-    watch.state, watch.args = state, SimpleNamespace(steps_per_generation=1, num_iterations=1)
+    watch.state, watch.args = (
+        state,
+        SimpleNamespace(steps_per_generation=1, num_iterations=1),
+    )
 
     def step(**logs):
         state.global_step += 1
@@ -48,14 +65,25 @@ def watch(said, tmp_path):
     return watch
 
 
-@pytest.mark.parametrize("sign, value", [("frac_reward_zero_std", 1.0), ("truncated", 0.6), ("entropy", 0.0)])
-def test_a_sign_that_lasts_warns_once_saves_and_keeps_the_trajectories(watch, sign, value, capsys, tmp_path):
+@pytest.mark.parametrize(
+    "sign, value", [("frac_reward_zero_std", 1.0), ("truncated", 0.6), ("entropy", 0.0)]
+)
+def test_a_sign_that_lasts_warns_once_saves_and_keeps_the_trajectories(
+    watch, sign, value, capsys, tmp_path
+):
     controls = [watch.step(**{sign: value}) for _ in range(2 * WINDOW)]
-    assert [r["step"] for r in watch.raised] == [WINDOW] and watch.raised[0]["sign"] == sign
-    assert [c.should_save for c in controls] == [n == WINDOW - 1 for n in range(2 * WINDOW)]
+    assert [r["step"] for r in watch.raised] == [WINDOW] and watch.raised[0][
+        "sign"
+    ] == sign
+    assert [c.should_save for c in controls] == [
+        n == WINDOW - 1 for n in range(2 * WINDOW)
+    ]
     assert not any(c.should_training_stop for c in controls)
     assert capsys.readouterr().out.count(LIMITS[sign][1]) == 1
-    rows = [json.loads(line) for line in (tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()
+    ]
     assert rows == [t.said() for t in watch.trainer.trajectories]
 
 
@@ -73,7 +101,9 @@ def test_it_stops_where_asked(watch):
 
 def test_no_checkpoint_is_made_while_trajectories_serve_more_steps(watch):
     watch.args.num_iterations = 2
-    assert not any(watch.step(truncated=0.9).should_save for _ in range(WINDOW))  # it rings at step 5
+    assert not any(
+        watch.step(truncated=0.9).should_save for _ in range(WINDOW)
+    )  # it rings at step 5
     assert watch.raised
 
 
@@ -81,26 +111,36 @@ def test_a_run_that_goes_on_is_watched_as_if_it_had_never_been_cut_off(watch, tm
     for _ in range(WINDOW - 1):
         watch.step(truncated=0.9, grad_norm=0.3)
     watch.state.save_to_json(tmp_path / "state.json")
-    resumed, control = CollapseAlarms(watch.trainer, tmp_path, stop=True), TrainerControl()
+    resumed, control = (
+        CollapseAlarms(watch.trainer, tmp_path, stop=True),
+        TrainerControl(),
+    )
     state = TrainerState.load_from_json(tmp_path / "state.json")
     resumed.on_train_begin(watch.args, state, control)
     assert not control.should_training_stop and resumed._seen == watch._seen
     state.global_step += 1
     resumed.on_log(watch.args, state, control, {**FINE, "truncated": 0.9})
     assert [(r["step"], r["sign"]) for r in resumed.raised] == [(WINDOW, "truncated")]
-    again, control = CollapseAlarms(watch.trainer, tmp_path, stop=True), TrainerControl()
+    again, control = (
+        CollapseAlarms(watch.trainer, tmp_path, stop=True),
+        TrainerControl(),
+    )
     again.on_train_begin(watch.args, state, control)
     assert control.should_training_stop and not again.raised
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_warns_at_once_and_nothing_spoiled_is_saved(watch, bad):
+def test_a_gradient_that_is_no_number_warns_at_once_and_nothing_spoiled_is_saved(
+    watch, bad
+):
     for _ in range(WINDOW):
         watch.step()
     assert not watch.step(grad_norm=bad).should_save
     assert [(r["step"], r["sign"]) for r in watch.raised] == [(WINDOW + 1, "grad_norm")]
     control = TrainerControl(should_save=True)  # save_steps asks for a checkpoint
-    watch.on_log(watch.args, TrainerState(global_step=9), control, {**FINE, "grad_norm": bad})
+    watch.on_log(
+        watch.args, TrainerState(global_step=9), control, {**FINE, "grad_norm": bad}
+    )
     assert not control.should_save
 
 
@@ -134,10 +174,16 @@ def test_trajectories_of_alarms_of_an_earlier_run_go(watch, tmp_path):
 
 
 def test_repetition_and_empty_thoughts_are_read_off_the_turns(watch, said):
-    talk = said("<think> so it is so it is so it is so it is so it is</think><answer> x</answer>")
+    talk = said(
+        "<think> so it is so it is so it is so it is so it is</think><answer>"
+        " x</answer>"
+    )
     assert alarms.repetition(talk) > 0.5 > alarms.repetition(said(SEARCH, ANSWER))
     silent = said("<think></think><search> x</search>", "<answer> x</answer>")
-    assert alarms.empty_thoughts(silent) == 1.0 and alarms.empty_thoughts(said(SEARCH, ANSWER)) == 0.0
+    assert (
+        alarms.empty_thoughts(silent) == 1.0
+        and alarms.empty_thoughts(said(SEARCH, ANSWER)) == 0.0
+    )
     for trajectory in (talk, silent):
         watch.trainer.trajectories = [trajectory]
         for _ in range(WINDOW):
@@ -153,31 +199,49 @@ def test_an_evaluation_and_the_last_summary_of_a_run_are_not_looked_at(watch):
     assert not watch.raised
 
 
-@pytest.mark.parametrize("file", [*(REPO / "data" / "reference").rglob("train_log.csv"),
-                                  REPO / "data" / "reference" / "smol_2wiki_train_log.csv"],
-                         ids=lambda file: f"{file.parent.name}/{file.name}")
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(REPO / "data" / "reference").rglob("train_log.csv"),
+        REPO / "data" / "reference" / "smol_2wiki_train_log.csv",
+    ],
+    ids=lambda file: f"{file.parent.name}/{file.name}",
+)
 def test_runs_that_learned_raise_none(watch, file):
     log = pd.read_csv(file)
     for row in log.to_dict("records"):
         watch.step(**{k: row[k] for k in FINE})
-    assert not watch.raised and len(watch._seen["grad_norm"]) == (log["grad_norm"] > 0).sum()
+    assert (
+        not watch.raised
+        and len(watch._seen["grad_norm"]) == (log["grad_norm"] > 0).sum()
+    )
 
 
-def test_in_training_an_alarm_saves_a_checkpoint_and_stops(tmp_path, questions, retriever):
+def test_in_training_an_alarm_saves_a_checkpoint_and_stops(
+    tmp_path, questions, retriever
+):
     from test_trainer import TINY, make
 
     def always(trajectory, **_):
         return [1.0] * len(trajectory)
 
-    run = make(tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always])
+    run = make(
+        tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always]
+    )
     run.args.max_steps = run.args.save_steps = 99
     run.add_callback(CollapseAlarms(run, tmp_path, stop=True))
     run.train()
     assert run.state.global_step == WINDOW
-    assert (tmp_path / "state" / f"checkpoint-{WINDOW}" / "trainer_state.json").is_file()
+    assert (
+        tmp_path / "state" / f"checkpoint-{WINDOW}" / "trainer_state.json"
+    ).is_file()
     assert len((tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()) == 8
-    again = make(tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always])
+    again = make(
+        tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always]
+    )
     again.args.max_steps = 99
     again.add_callback(CollapseAlarms(again, tmp_path, stop=True))
-    again.train(resume_from_checkpoint=True)  # as if it had been killed before it could end
+    again.train(
+        resume_from_checkpoint=True
+    )  # as if it had been killed before it could end
     assert again.state.global_step == WINDOW

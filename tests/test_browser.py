@@ -17,8 +17,12 @@ NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 @pytest.mark.slow
 def test_run_all_in_jupyterlab_shows_no_error_and_every_picture():
     script = str(REPO / "tests" / "browser.py")
-    done = subprocess.run([sys.executable, script, "01_build_index", "02_agent_loop"], capture_output=True,
-                          text=True, timeout=1500)
+    done = subprocess.run(
+        [sys.executable, script, "01_build_index", "02_agent_loop"],
+        capture_output=True,
+        text=True,
+        timeout=1500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     for line in done.stdout.splitlines():
         cells, errors, pictures, missing, wide = map(int, re.findall(r" (\d+) ", line))
@@ -33,9 +37,17 @@ def test_an_error_in_a_cell_is_seen(tmp_path):
     import browser
 
     (tmp_path / "notebooks").mkdir()
-    cells = [nbformat.v4.new_code_cell(text) for text in (
-        "from IPython.display import HTML; HTML('<img src=\"nothing.png\"> a picture')",
-        "HTML('<table><td style=\"min-width: 2000px\">a table</table>')", "1 / 0")]
+    cells = [
+        nbformat.v4.new_code_cell(text)
+        for text in (
+            (
+                'from IPython.display import HTML; HTML(\'<img src="nothing.png"> a'
+                " picture')"
+            ),
+            "HTML('<table><td style=\"min-width: 2000px\">a table</table>')",
+            "1 / 0",
+        )
+    ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
     broken = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
     nbformat.write(broken, tmp_path / "notebooks" / "broken.ipynb")
@@ -48,8 +60,12 @@ def test_an_error_in_a_cell_is_seen(tmp_path):
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_html_shows_every_figure_of_a_notebook(file):
     notebook = nbformat.read(file, 4)
-    figures = [o.data["image/png"] for c in notebook.cells for o in c.get("outputs", [])
-               if "image/png" in o.get("data", {})]
+    figures = [
+        o.data["image/png"]
+        for c in notebook.cells
+        for o in c.get("outputs", [])
+        if "image/png" in o.get("data", {})
+    ]
     page, _ = HTMLExporter().from_notebook_node(notebook)
     shown = re.findall(r'<img[^>]*src="data:image/png;base64,([^"]+)"', page)
     assert figures and [s.strip() for s in shown] == [f.strip() for f in figures]

@@ -17,10 +17,18 @@ def lines(*rows):
 
 def parameters(tmp_path, **changes):
     out = str(tmp_path / "out")
-    return {"PROFILE": "tiny", "SEED": 42, "OUT": out, "DATA": "", "OVERRIDES": {}} | changes
+    return {
+        "PROFILE": "tiny",
+        "SEED": 42,
+        "OUT": out,
+        "DATA": "",
+        "OVERRIDES": {},
+    } | changes
 
 
-@pytest.mark.parametrize("bad", ["{", "nothing", '{"id": 1} x', "[1, 2]", '"text"', "7"])
+@pytest.mark.parametrize(
+    "bad", ["{", "nothing", '{"id": 1} x', "[1, 2]", '"text"', "7"]
+)
 def test_line_that_is_no_json_object_is_named_by_its_number(tmp_path, bad):
     file = tmp_path / "c.jsonl"
     file.write_text(lines(PASSAGE, "", bad, PASSAGE))
@@ -37,23 +45,40 @@ def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path):
 
 def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
     file = tmp_path / "c.jsonl"
-    file.write_bytes(("\r\n" + lines(PASSAGE, {**PASSAGE, "text": "Łódź"})).replace("\n", "\r\n").encode())
+    file.write_bytes(
+        ("\r\n" + lines(PASSAGE, {**PASSAGE, "text": "Łódź"}))
+        .replace("\n", "\r\n")
+        .encode()
+    )
     assert [p["text"] for p in data.load_passages(file)] == ["t", "Łódź"]
 
 
 # --- every format that questions and passages come in ---
 
-THREE = [("p1", "A \"B\" C", "First text."), ("p2", "Łódź", "Second, with\ttab."), ("p3", "C", "Third.")]
+THREE = [
+    ("p1", 'A "B" C', "First text."),
+    ("p2", "Łódź", "Second, with\ttab."),
+    ("p3", "C", "Third."),
+]
 
 
 def corpus_files(folder):
-    """The same three passages as DPR, FlashRAG and we write them, and as nothing but title and text."""
+    """The same three passages as DPR, FlashRAG and we write them, and as nothing but
+    title and text."""
     tsv = "id\ttext\ttitle\n" + "".join(
-        f'{i}\t"{text}"\t"{title.replace(chr(34), chr(34) * 2)}"\n' for i, title, text in THREE)
-    flash = lines(*({"id": i, "contents": f'"{title}"\n{text}'} for i, title, text in THREE))
+        f'{i}\t"{text}"\t"{title.replace(chr(34), chr(34) * 2)}"\n'
+        for i, title, text in THREE
+    )
+    flash = lines(
+        *({"id": i, "contents": f'"{title}"\n{text}'} for i, title, text in THREE)
+    )
     own = [dict(zip(("id", "title", "text"), row)) for row in THREE]
-    for name, text in (("psgs_w100.tsv", tsv), ("flash.jsonl", flash), ("own.jsonl", lines(*own)),
-                       ("bare.json", json.dumps([{k: p[k] for k in ("title", "text")} for p in own]))):
+    for name, text in (
+        ("psgs_w100.tsv", tsv),
+        ("flash.jsonl", flash),
+        ("own.jsonl", lines(*own)),
+        ("bare.json", json.dumps([{k: p[k] for k in ("title", "text")} for p in own])),
+    ):
         (folder / name).write_text(text, encoding="utf-8")
         with gzip.open(folder / f"{name}.gz", "wt", encoding="utf-8") as out:
             out.write(text)
@@ -63,8 +88,12 @@ def corpus_files(folder):
 def test_one_corpus_in_every_format_is_one_corpus(tmp_path):
     for name in corpus_files(tmp_path):
         read = data.load_passages(tmp_path / name)
-        assert [(p["title"], p["text"]) for p in read] == [row[1:] for row in THREE], name
-        assert [p["id"] for p in read] == (["0", "1", "2"] if "bare" in name else ["p1", "p2", "p3"]), name
+        assert [(p["title"], p["text"]) for p in read] == [row[1:] for row in THREE], (
+            name
+        )
+        assert [p["id"] for p in read] == (
+            ["0", "1", "2"] if "bare" in name else ["p1", "p2", "p3"]
+        ), name
 
 
 def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path):
@@ -76,12 +105,22 @@ def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path)
         next(stream)
 
 
-@pytest.mark.parametrize("name, text, words", [
-    ("c.jsonl", '{"id": "1", "wiki": "x"}\n', "passage 1 has no text under 'title': it has id, wiki"),
-    ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "passage 1 has no text under 'title'"),
-    ("c.tsv", "id\ttext\n1\ta\tb\tc\n", "passage 1 has no text under 'title'"),
-    ("c.json", '[{"title": "a"', "c.json is not JSON"), ("c.json", '["a"]', "c.json is not JSON"),
-    ("c.json", '[7]', "c.json is not JSON"), ("c.jsonl", "null\n", "line 1 is not JSON")])
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        (
+            "c.jsonl",
+            '{"id": "1", "wiki": "x"}\n',
+            "passage 1 has no text under 'title': it has id, wiki",
+        ),
+        ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "passage 1 has no text under 'title'"),
+        ("c.tsv", "id\ttext\n1\ta\tb\tc\n", "passage 1 has no text under 'title'"),
+        ("c.json", '[{"title": "a"', "c.json is not JSON"),
+        ("c.json", '["a"]', "c.json is not JSON"),
+        ("c.json", "[7]", "c.json is not JSON"),
+        ("c.jsonl", "null\n", "line 1 is not JSON"),
+    ],
+)
 def test_unknown_columns_and_broken_files_are_named(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=words):
@@ -98,27 +137,54 @@ def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
-    (tmp_path / "c.tsv").write_text("\ufeffid\ttext\ttitle\np7\tt\tT\n", encoding="utf-8")
+    (tmp_path / "c.tsv").write_text(
+        "\ufeffid\ttext\ttitle\np7\tt\tT\n", encoding="utf-8"
+    )
     assert data.load_passages(tmp_path / "c.tsv")[0]["id"] == "p7"
 
 
 def test_questions_of_knowledge_r1(tmp_path):
     file = tmp_path / "q.jsonl"
-    file.write_text(lines({"problem": "Who?", "golden_answers": ["Anna"]},
-                          {"problem": "When?", "golden_answers": ["1"]}))
-    assert [(q["id"], q["question"], q["golden_answers"]) for q in data.load_questions(file)] == [
-        ("0", "Who?", ["Anna"]), ("1", "When?", ["1"])]
+    file.write_text(
+        lines(
+            {"problem": "Who?", "golden_answers": ["Anna"]},
+            {"problem": "When?", "golden_answers": ["1"]},
+        )
+    )
+    assert [
+        (q["id"], q["question"], q["golden_answers"]) for q in data.load_questions(file)
+    ] == [("0", "Who?", ["Anna"]), ("1", "When?", ["1"])]
 
 
 def test_questions_of_2wikimultihopqa_with_their_aliases(tmp_path):
-    row = {"_id": "x1", "type": "comparison", "question": "Who?", "context": [["A", ["a"]]], "answer": "Anna",
-           "supporting_facts": [["A", 0], ["B", 1], ["A", 2]], "evidences": [], "answer_id": "Q1"}
-    (tmp_path / "dev.json").write_text(json.dumps([row, {**row, "_id": "x2", "answer_id": "Q2"}]))
-    (tmp_path / "id_aliases.json").write_text(lines(
-        {"Q_id": "Q1", "aliases": ["Ann", "A."], "demonyms": ["Annan"]}, {"Q_id": "Q3", "aliases": None}))
+    row = {
+        "_id": "x1",
+        "type": "comparison",
+        "question": "Who?",
+        "context": [["A", ["a"]]],
+        "answer": "Anna",
+        "supporting_facts": [["A", 0], ["B", 1], ["A", 2]],
+        "evidences": [],
+        "answer_id": "Q1",
+    }
+    (tmp_path / "dev.json").write_text(
+        json.dumps([row, {**row, "_id": "x2", "answer_id": "Q2"}])
+    )
+    (tmp_path / "id_aliases.json").write_text(
+        lines(
+            {"Q_id": "Q1", "aliases": ["Ann", "A."], "demonyms": ["Annan"]},
+            {"Q_id": "Q3", "aliases": None},
+        )
+    )
     one, two = data.load_questions(tmp_path / "dev.json")
-    assert one["golden_answers"] == ["Anna", "Ann", "A.", "Annan"] and two["golden_answers"] == ["Anna"]
-    assert (one["id"], one["type"], one["supporting_titles"]) == ("x1", "comparison", ["A", "B"])
+    assert one["golden_answers"] == ["Anna", "Ann", "A.", "Annan"] and two[
+        "golden_answers"
+    ] == ["Anna"]
+    assert (one["id"], one["type"], one["supporting_titles"]) == (
+        "x1",
+        "comparison",
+        ["A", "B"],
+    )
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"Q_id": "Q1"}\n3\n'])
@@ -136,7 +202,9 @@ def test_json_is_a_list_or_an_object_a_line(tmp_path):
         assert data.load_questions(tmp_path / "q.json") == [QUESTION]
 
 
-@pytest.mark.parametrize("given, read", [(None, ""), (2, "2"), ("a", "a"), (["a", "b"], "['a', 'b']")])
+@pytest.mark.parametrize(
+    "given, read", [(None, ""), (2, "2"), ("a", "a"), (["a", "b"], "['a', 'b']")]
+)
 def test_the_type_of_a_question_is_text(tmp_path, given, read):
     (tmp_path / "q.jsonl").write_text(lines(QUESTION | {"type": given}))
     assert data.load_questions(tmp_path / "q.jsonl")[0]["type"] == read
@@ -150,9 +218,17 @@ def test_a_file_that_is_not_compressed_is_named(tmp_path):
 
 
 def test_passages_without_an_id_are_numbered(tmp_path):
-    rows = [{"id": None, "contents": '"T"\nt'}, {"id": 7, "contents": '"T"\nt'}, {"contents": '"T"\nt'}]
+    rows = [
+        {"id": None, "contents": '"T"\nt'},
+        {"id": 7, "contents": '"T"\nt'},
+        {"contents": '"T"\nt'},
+    ]
     (tmp_path / "c.jsonl").write_text(lines(*rows))
-    assert [p["id"] for p in data.load_passages(tmp_path / "c.jsonl")] == ["0", "7", "2"]
+    assert [p["id"] for p in data.load_passages(tmp_path / "c.jsonl")] == [
+        "0",
+        "7",
+        "2",
+    ]
 
 
 def test_questions_of_2wikimultihopqa_without_an_answer_are_named(tmp_path):
@@ -171,7 +247,9 @@ def test_a_folder_of_a_data_set_is_read_through_datasets(tmp_path):
     folder = tmp_path / "set"
     folder.mkdir()
     for split in ("train", "test"):
-        (folder / f"{split}.jsonl").write_text(lines({"problem": split, "golden_answers": ["a"]}))
+        (folder / f"{split}.jsonl").write_text(
+            lines({"problem": split, "golden_answers": ["a"]})
+        )
     assert data.load_questions(folder, "test")[0]["question"] == "test"
     assert data.load_questions(folder)[0]["question"] == "train"
 
@@ -294,7 +372,10 @@ def test_out_that_is_a_file_is_refused(tmp_path):
 
 
 def test_unknown_parameter_is_refused_and_the_known_are_named(tmp_path):
-    with pytest.raises(ValueError, match="Unknown parameter 'STEPS'.*PROFILE, SEED, OUT, DATA, OVERRIDES"):
+    with pytest.raises(
+        ValueError,
+        match="Unknown parameter 'STEPS'.*PROFILE, SEED, OUT, DATA, OVERRIDES",
+    ):
         data.setup(parameters(tmp_path, STEPS=3))
 
 
@@ -304,11 +385,15 @@ def test_bad_seed_is_refused(tmp_path, seed):
         data.setup(parameters(tmp_path, SEED=seed))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"PROFILE": "huge"}, "Unknown profile"), ({"OVERRIDES": {"steps": 1}}, "Unknown override"),
-    ({"OVERRIDES": {"max_steps": "1"}}, "must be a int|must be an int"),
-    ({"DATA": "no/such/folder"}, "DATA=no/such/folder"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"PROFILE": "huge"}, "Unknown profile"),
+        ({"OVERRIDES": {"steps": 1}}, "Unknown override"),
+        ({"OVERRIDES": {"max_steps": "1"}}, "must be a int|must be an int"),
+        ({"DATA": "no/such/folder"}, "DATA=no/such/folder"),
+    ],
+)
 def test_nothing_is_written_when_a_parameter_is_refused(tmp_path, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         data.setup(parameters(tmp_path, **changes))
@@ -327,7 +412,10 @@ def test_own_data_needs_only_passages_and_questions(tmp_path):
     (tmp_path / "questions.jsonl").write_text(lines(QUESTION))
     where = data.sources(profiles.resolve("tiny"), str(tmp_path))
     assert data.questions_of(where, "test") == [QUESTION]
-    assert data.questions_of(where, "train") == [] and data.questions_of(where, "test_single") == []
+    assert (
+        data.questions_of(where, "train") == []
+        and data.questions_of(where, "test_single") == []
+    )
 
 
 def test_own_data_may_be_for_training_only(tmp_path):
@@ -345,11 +433,17 @@ def test_one_file_of_questions_is_split_for_a_profile_that_tests_on_a_part(tmp_p
     (tmp_path / "questions.jsonl").write_text(lines(*rows))
     profile = profiles.resolve("smol", {"eval_questions": 2})
     where = data.sources(profile, str(tmp_path))
-    assert [q["id"] for q in data.questions_of(where, "test", profile.eval_questions)] == ["0", "1"]
-    assert [q["id"] for q in data.questions_of(where, "train", profile.eval_questions)] == ["2", "3", "4"]
+    assert [
+        q["id"] for q in data.questions_of(where, "test", profile.eval_questions)
+    ] == ["0", "1"]
+    assert [
+        q["id"] for q in data.questions_of(where, "train", profile.eval_questions)
+    ] == ["2", "3", "4"]
     (tmp_path / "train.jsonl").write_text(lines(rows[4]))
     where = data.sources(profile, str(tmp_path))
-    assert [q["id"] for q in data.questions_of(where, "train", profile.eval_questions)] == ["4"]
+    assert [
+        q["id"] for q in data.questions_of(where, "train", profile.eval_questions)
+    ] == ["4"]
 
 
 def test_profile_without_a_corpus_asks_for_data():
@@ -371,15 +465,22 @@ def test_two_output_folders_do_not_share_an_index(tmp_path):
 def test_an_output_folder_has_one_index_however_it_is_written(monkeypatch):
     monkeypatch.chdir(profiles.REPO)
     whole = profiles.REPO / "data" / "runs" / "a"
-    assert data.index_folder(whole.relative_to(profiles.REPO)) == data.index_folder(whole)
+    assert data.index_folder(whole.relative_to(profiles.REPO)) == data.index_folder(
+        whole
+    )
 
 
 def test_trajectory_that_was_cut_off_within_a_letter_goes(tmp_path):
-    file, rows = tmp_path / "trajectories.jsonl", [{"step": n, "said": "Kaljulaïd\u2028é"} for n in (1, 2)]
+    file, rows = (
+        tmp_path / "trajectories.jsonl",
+        [{"step": n, "said": "Kaljulaïd\u2028é"} for n in (1, 2)],
+    )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    file.write_bytes(text[:-3 - len('"')])  # one of the two bytes of é
+    file.write_bytes(text[: -3 - len('"')])  # one of the two bytes of é
     data.before_step(file, 2)
-    assert [json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]] == rows[:1]
+    assert [
+        json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]
+    ] == rows[:1]
 
 
 def test_line_of_trajectories_that_the_disk_lost_goes_and_the_others_stay(tmp_path):
@@ -391,7 +492,9 @@ def test_line_of_trajectories_that_the_disk_lost_goes_and_the_others_stay(tmp_pa
     assert list(data.read_rows(file)) == [{"step": 1}, {"step": 2}]
 
 
-def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(tmp_path, monkeypatch):
+def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(
+    tmp_path, monkeypatch
+):
     folder, part = tmp_path / "folder", tmp_path / "folder.part"
     for where, text in ((folder, "before"), (part, "after")):
         where.mkdir()
@@ -407,7 +510,10 @@ def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(tmp
     copy = tmp_path / "folder.old"  # yours, not ours
     copy.mkdir()
     data.replace(folder, part)
-    assert (folder / "file").read_text() == "after" and set(tmp_path.iterdir()) == {folder, copy}
+    assert (folder / "file").read_text() == "after" and set(tmp_path.iterdir()) == {
+        folder,
+        copy,
+    }
 
 
 def test_shown_paths_never_start_at_the_root(tmp_path):
@@ -425,7 +531,10 @@ def test_what_papermill_injects_is_checked_too(tmp_path):
 
 def test_runs_own_file_goes_before_the_shipped_one(tmp_path, capsys):
     own = tmp_path / "train_log.csv"
-    assert data.reference(own) == profiles.REPO / "data" / "reference" / "tiny" / "seed42" / "train_log.csv"
+    assert (
+        data.reference(own)
+        == profiles.REPO / "data" / "reference" / "tiny" / "seed42" / "train_log.csv"
+    )
     assert "showing the shipped run's" in capsys.readouterr().out
     own.write_text("")
     assert data.reference(own) == own and capsys.readouterr().out == ""

@@ -1,5 +1,5 @@
-"""What a machine does to a run: full disks, folders that can not be written, files and processes that vanish.
-Each ends in one sentence, and what was complete stays."""
+"""What a machine does to a run: full disks, folders that can not be written, files and
+processes that vanish. Each ends in one sentence, and what was complete stays."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,15 +19,28 @@ from test_reproduce import call
 from kr1_utils import data, models, plots
 from kr1_utils.retriever import Retriever
 
-SHORT = ["--set", "max_steps=6", "--set", "save_steps=2", "--set", "per_device_train_batch_size=8",
-         "--set", "num_generations=4", "--set", "eval_questions=4"]
+SHORT = [
+    "--set",
+    "max_steps=6",
+    "--set",
+    "save_steps=2",
+    "--set",
+    "per_device_train_batch_size=8",
+    "--set",
+    "num_generations=4",
+    "--set",
+    "eval_questions=4",
+]
 
 
 @contextlib.contextmanager
 def files_no_larger_than(size):
-    """As on a disk that is full: writing fails where a file would grow beyond `size` bytes."""
+    """As on a disk that is full: writing fails where a file would grow beyond `size`
+    bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (size, before[1])
+    )  # Python ignores the signal
     try:
         yield
     finally:
@@ -34,17 +48,35 @@ def files_no_larger_than(size):
 
 
 def in_a_mount(script, *words):
-    """A shell script that may mount, in a namespace of its own, which needs no rights."""
-    return subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "bash", "-ec", script, "bash",
-                           *words], text=True, capture_output=True, timeout=600)
+    """A shell script that may mount, in a namespace of its own, which needs no
+    rights."""
+    return subprocess.run(
+        [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "bash",
+            "-ec",
+            script,
+            "bash",
+            *words,
+        ],
+        text=True,
+        capture_output=True,
+        timeout=600,
+    )
 
 
 may_mount = pytest.mark.skipif(
-    shutil.which("unshare") is None or in_a_mount("mount -t tmpfs none /mnt").returncode != 0,
-    reason="this system lets nobody mount")
+    shutil.which("unshare") is None
+    or in_a_mount("mount -t tmpfs none /mnt").returncode != 0,
+    reason="this system lets nobody mount",
+)
 
 
 # --- files and folders ---
+
 
 def test_file_that_can_not_be_written_is_named_and_what_was_there_stays(tmp_path):
     file = tmp_path / "log.csv"
@@ -59,7 +91,10 @@ def test_figure_that_can_not_be_written_leaves_the_one_before(tmp_path):
     figure, _ = plots.plt.subplots()
     file = plots.save_fig(figure, tmp_path, "a")
     before = file.read_bytes()
-    with files_no_larger_than(100), pytest.raises(OSError, match="a.png can not be written"):
+    with (
+        files_no_larger_than(100),
+        pytest.raises(OSError, match="a.png can not be written"),
+    ):
         plots.save_fig(figure, tmp_path, "a")
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
 
@@ -73,13 +108,20 @@ def test_adapter_that_can_not_be_written_leaves_the_one_before(tmp_path, tiny):
 
 def test_index_that_can_not_be_written_leaves_the_one_before(tmp_path, world):
     Retriever.build(world.passages[:100], tmp_path / "index")
-    with files_no_larger_than(20_000), pytest.raises(OSError, match="can not be written: File too large"):
+    with (
+        files_no_larger_than(20_000),
+        pytest.raises(OSError, match="can not be written: File too large"),
+    ):
         Retriever.build(world.passages, tmp_path / "index")
     assert len(Retriever.open(tmp_path / "index")) == 100
-    assert len(Retriever.build(world.passages, tmp_path / "index")) == len(world.passages)
+    assert len(Retriever.build(world.passages, tmp_path / "index")) == len(
+        world.passages
+    )
 
 
-@pytest.mark.parametrize("left", [[".index.old"], ["index.part"], [".index.old", "index.part"]])
+@pytest.mark.parametrize(
+    "left", [[".index.old"], ["index.part"], [".index.old", "index.part"]]
+)
 def test_folder_whose_replacing_was_cut_off_is_written_again(left, tmp_path, world):
     folder = tmp_path / "index"
     Retriever.build(world.passages[:50], folder)
@@ -99,6 +141,7 @@ def test_index_that_vanishes_under_a_search_still_answers(tmp_path, world):
 
 
 # --- runs ---
+
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory):
@@ -127,13 +170,21 @@ def test_index_that_vanished_in_part_is_named_before_any_training(indexed):
     done = call("--out", str(indexed), "--only", "03", *SHORT)
     kept.rename(lost)
     assert done.returncode == 1
-    assert f"is incomplete ({lost.name}): remove it and run 01_build_index." in sentence(done.stderr)
+    assert (
+        f"is incomplete ({lost.name}): remove it and run 01_build_index."
+        in sentence(done.stderr)
+    )
     assert not (indexed / "train_log.csv").exists()
 
 
 def start(*words, **more):
-    return subprocess.Popen([sys.executable, "-m", "kr1_utils.reproduce", *words], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    return subprocess.Popen(
+        [sys.executable, "-m", "kr1_utils.reproduce", *words],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **more,
+    )
 
 
 def kernel_of(run):
@@ -141,7 +192,7 @@ def kernel_of(run):
     while True:
         for child in descendants(run.pid):
             with contextlib.suppress(OSError):
-                if b"ipykernel_launcher" in open(f"/proc/{child}/cmdline", "rb").read():
+                if b"ipykernel_launcher" in Path(f"/proc/{child}/cmdline").read_bytes():
                     return child
         assert run.poll() is None, run.stderr.read()
 
@@ -154,7 +205,9 @@ def test_kernel_that_is_killed_for_memory_is_one_sentence(tmp_path):
     os.kill(kernel, signal.SIGKILL)
     _, said = run.communicate(timeout=120)
     assert run.returncode == 1
-    assert sentence(said).startswith("Stopped in notebook 01_build_index: Kernel died")  # … while it started
+    assert sentence(said).startswith(
+        "Stopped in notebook 01_build_index: Kernel died"
+    )  # … while it started
 
 
 def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path):
@@ -163,7 +216,10 @@ def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path
     while not (tmp_path / "01.failed.ipynb").exists():
         assert run.poll() is None
     second = call("--out", str(tmp_path), "--only", "01")
-    assert second.returncode == 2 and "is another run's, which has not ended" in sentence(second.stderr)
+    assert (
+        second.returncode == 2
+        and "is another run's, which has not ended" in sentence(second.stderr)
+    )
     run.kill()
     run.wait()
     until = time.monotonic() + 60
@@ -174,10 +230,17 @@ def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path
 
 @may_mount
 def test_folder_on_a_read_only_disk_is_refused_before_any_work(tmp_path):
-    done = in_a_mount('mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; '
-                      '"$2" -m kr1_utils.reproduce --out "$1"', str(tmp_path), sys.executable)
+    done = in_a_mount(
+        'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; '
+        '"$2" -m kr1_utils.reproduce --out "$1"',
+        str(tmp_path),
+        sys.executable,
+    )
     assert done.returncode == 2
-    assert sentence(done.stderr) == f"OUT={tmp_path} can not be written: Read-only file system."
+    assert (
+        sentence(done.stderr)
+        == f"OUT={tmp_path} can not be written: Read-only file system."
+    )
 
 
 FULL = """
@@ -196,21 +259,36 @@ cp "$1"/train_log.csv "$1"/trajectories.jsonl "$2"/after
 
 @pytest.mark.slow
 @may_mount
-def test_disk_that_fills_up_in_training_loses_nothing_that_was_complete(indexed, tmp_path):
+def test_disk_that_fills_up_in_training_loses_nothing_that_was_complete(
+    indexed, tmp_path
+):
     copy, mount = tmp_path / "copy", tmp_path / "mount"
     shutil.copytree(indexed, copy)
     mount.mkdir()
     done = in_a_mount(FULL, str(mount), str(copy), sys.executable, "4m", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.count("Stopped in notebook 03_train_grpo") == 1 and "No space left" in done.stderr
+    assert (
+        done.stderr.count("Stopped in notebook 03_train_grpo") == 1
+        and "No space left" in done.stderr
+    )
     assert list((copy / "full" / "training").glob("checkpoint-*/trainer_state.json"))
-    full, after = pd.read_csv(copy / "full" / "train_log.csv"), pd.read_csv(copy / "after" / "train_log.csv")
+    full, after = (
+        pd.read_csv(copy / "full" / "train_log.csv"),
+        pd.read_csv(copy / "after" / "train_log.csv"),
+    )
     assert 0 < len(full) < 6
     assert call("--out", str(copy), "--only", "03", *SHORT).returncode == 0
-    undisturbed, timed = pd.read_csv(copy / "train_log.csv"), ["step_time", "peak_memory_gib"]
+    undisturbed, timed = (
+        pd.read_csv(copy / "train_log.csv"),
+        ["step_time", "peak_memory_gib"],
+    )
     for log in (full, after):
-        assert log.drop(columns=timed).equals(undisturbed[:len(log)].drop(columns=timed))
+        assert log.drop(columns=timed).equals(
+            undisturbed[: len(log)].drop(columns=timed)
+        )
     assert len(after) == 6
-    said = [(folder / "trajectories.jsonl").read_text() for folder in (copy / "after", copy)]
+    said = [
+        (folder / "trajectories.jsonl").read_text() for folder in (copy / "after", copy)
+    ]
     assert said[0] == said[1]

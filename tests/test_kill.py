@@ -1,4 +1,5 @@
-"""Runs that are killed anywhere end as the undisturbed one, and so does a second run with the same seed."""
+"""Runs that are killed anywhere end as the undisturbed one, and so does a second run
+with the same seed."""
 
 import time
 
@@ -23,7 +24,12 @@ def test_two_runs_with_one_seed_make_the_same(killer):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_was_killed_goes_on_and_ends_as_the_undisturbed_run(killer, place):
-    assert killer.torment(place, 4) == {"place": place, "kills": 4, "resumed": 4, "equal": 4}
+    assert killer.torment(place, 4) == {
+        "place": place,
+        "kills": 4,
+        "resumed": 4,
+        "equal": 4,
+    }
 
 
 def test_where_the_watching_fails_no_run_is_left_to_write_on(killer, monkeypatch):

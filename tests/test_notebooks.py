@@ -1,4 +1,5 @@
-"""The notebooks run headless: in order through `reproduce`, and each alone; their files are checked."""
+"""The notebooks run headless: in order through `reproduce`, and each alone; their files
+are checked."""
 
 import json
 import math
@@ -18,24 +19,43 @@ from kr1_utils import data, profiles, reproduce
 pytestmark = pytest.mark.notebook
 REPO = profiles.REPO
 # Short, and long enough to see that it learns.
-LEARNING = {"max_steps": 48, "per_device_train_batch_size": 48, "eval_questions": 80, "save_steps": 16}
-SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "eval_questions": 8,
-         "bootstrap_samples": 100, "pretrain_worlds": 1, "pretrain_steps": 4,
-         "cold_start_steps": 2}
+LEARNING = {
+    "max_steps": 48,
+    "per_device_train_batch_size": 48,
+    "eval_questions": 80,
+    "save_steps": 16,
+}
+SHORT = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "eval_questions": 8,
+    "bootstrap_samples": 100,
+    "pretrain_worlds": 1,
+    "pretrain_steps": 4,
+    "cold_start_steps": 2,
+}
 PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))
 
 
 def run(name: str, out: Path, solved: bool = False, **parameters):
-    """Execute one notebook into `out` and return it, if `solved` with its exercises' solutions behind it."""
+    """Execute one notebook into `out` and return it, if `solved` with its exercises'
+    solutions behind it."""
     out.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", 4)
     if solved:
-        notebook.cells += [nbformat.v4.new_code_cell(solution_code(solution))
-                           for _, _, solution in exercises(notebook)]
+        notebook.cells += [
+            nbformat.v4.new_code_cell(solution_code(solution))
+            for _, _, solution in exercises(notebook)
+        ]
     parameters = {"OUT": str(out), "OVERRIDES": SHORT, **parameters}
     done = papermill.execute_notebook(
-        notebook, out / f"{name}.ipynb", parameters=parameters, progress_bar=False,
-        cwd=REPO / "notebooks")
+        notebook,
+        out / f"{name}.ipynb",
+        parameters=parameters,
+        progress_bar=False,
+        cwd=REPO / "notebooks",
+    )
     assert all(c.execution_count for c in done.cells if c.cell_type == "code")
     return done
 
@@ -50,11 +70,23 @@ def whole_run(tmp_path_factory):
 
 
 def test_a_run_leaves_every_file_that_design_names(whole_run):
-    for name in ("01.ipynb", "02.ipynb", "03.ipynb", "04.ipynb", "05.ipynb", "train_log.csv",
-                 "trajectories.jsonl", "predictions.jsonl", "summary.json", "checkpoint"):
+    for name in (
+        "01.ipynb",
+        "02.ipynb",
+        "03.ipynb",
+        "04.ipynb",
+        "05.ipynb",
+        "train_log.csv",
+        "trajectories.jsonl",
+        "predictions.jsonl",
+        "summary.json",
+        "checkpoint",
+    ):
         assert (whole_run / name).exists(), name
     assert len(list((whole_run / "figures").glob("*.png"))) >= 8
-    assert not list(whole_run.glob("*.part")) and not list(whole_run.glob("*.failed.ipynb"))
+    assert not list(whole_run.glob("*.part")) and not list(
+        whole_run.glob("*.failed.ipynb")
+    )
 
 
 def test_a_run_learns(whole_run):
@@ -66,11 +98,14 @@ def test_a_run_learns(whole_run):
 
 def test_summary_holds_what_design_names(whole_run):
     summary = json.loads((whole_run / "summary.json").read_text())
-    names = """profile seed em_before em_after em_single_before em_single_after f1_before f1_after
-    searches_before searches_after response_length_before response_length_after train_steps seconds"""
+    names = """profile seed em_before em_after em_single_before em_single_after
+    f1_before f1_after searches_before searches_after response_length_before
+    response_length_after train_steps seconds"""
     assert set(names.split()) <= set(summary)
     assert set(summary["seconds"]) == {"01", "02", "03", "04", "05", "total"}
-    assert summary["train_steps"] == LEARNING["max_steps"] and summary["profile"] == "tiny"
+    assert (
+        summary["train_steps"] == LEARNING["max_steps"] and summary["profile"] == "tiny"
+    )
 
 
 def test_training_log_is_whole_and_finite(whole_run):
@@ -81,7 +116,10 @@ def test_training_log_is_whole_and_finite(whole_run):
 
 
 def test_predictions_hold_every_question_once(whole_run):
-    rows = [json.loads(line) for line in (whole_run / "predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (whole_run / "predictions.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == len({r["id"] for r in rows}) == 2 * LEARNING["eval_questions"]
     assert all({"prediction", "golden_answers", "passage_ids"} <= set(r) for r in rows)
 
@@ -94,21 +132,42 @@ def test_a_complete_run_is_not_run_again(whole_run, capsys):
     assert (whole_run / "03.ipynb").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", ["01_build_index", "02_agent_loop", "03_train_grpo", "04_evaluate",
-                                  "05_response_length", "A1_tiny_model", "A2_break_it", "A3_cold_start"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "01_build_index",
+        "02_agent_loop",
+        "03_train_grpo",
+        "04_evaluate",
+        "05_response_length",
+        "A1_tiny_model",
+        "A2_break_it",
+        "A3_cold_start",
+    ],
+)
 def test_a_notebook_runs_alone(name, tmp_path):
     done = run(name, tmp_path, solved=True)
-    made = {f.name for f in tmp_path.iterdir()} | {f.name for f in (tmp_path / "figures").iterdir()}
-    wanted = {"01_build_index": "retrieval.json", "02_agent_loop": "02_lengths.png",
-              "03_train_grpo": "train_log.csv", "04_evaluate": "summary.json",
-              "05_response_length": "05_six_panels.png", "A1_tiny_model": "tiny-lm",
-              "A2_break_it": "A2_no_mask.png", "A3_cold_start": "cold_start_scores.csv"}
+    made = {f.name for f in tmp_path.iterdir()} | {
+        f.name for f in (tmp_path / "figures").iterdir()
+    }
+    wanted = {
+        "01_build_index": "retrieval.json",
+        "02_agent_loop": "02_lengths.png",
+        "03_train_grpo": "train_log.csv",
+        "04_evaluate": "summary.json",
+        "05_response_length": "05_six_panels.png",
+        "A1_tiny_model": "tiny-lm",
+        "A2_break_it": "A2_no_mask.png",
+        "A3_cold_start": "cold_start_scores.csv",
+    }
     assert wanted[name] in made
     assert nbformat.reads(nbformat.writes(done), 4)
 
 
-@pytest.mark.parametrize("name", [*reproduce.NOTEBOOKS.values(), "A1_tiny_model", "A2_break_it",
-                                  "A3_cold_start"])
+@pytest.mark.parametrize(
+    "name",
+    [*reproduce.NOTEBOOKS.values(), "A1_tiny_model", "A2_break_it", "A3_cold_start"],
+)
 def test_a_misspelt_notebook_parameter_is_refused(name, tmp_path):
     with pytest.raises(PapermillExecutionError, match="Unknown parameter 'PROFIL'"):
         run(name, tmp_path, PROFIL="tiny")
@@ -118,11 +177,15 @@ def test_retrieval_on_real_questions_is_as_measured_before(tmp_path):
     if not (PACK / "passages.jsonl").is_file():
         pytest.skip("the 2WikiMultihopQA pack is not here: set KR1_2WIKI to its folder")
     run("01_build_index", tmp_path, DATA=str(PACK), OVERRIDES={})
-    recall = json.loads((tmp_path / "retrieval.json").read_text())["answer_recall"]["answer in corpus"]
+    recall = json.loads((tmp_path / "retrieval.json").read_text())["answer_recall"][
+        "answer in corpus"
+    ]
     for k, wanted in (("1", 0.24), ("3", 0.45), ("5", 0.56), ("10", 0.69)):
         assert abs(recall[k] - wanted) <= 0.02
     run("04_evaluate", tmp_path, DATA=str(PACK), OVERRIDES={"eval_questions": 4})
-    assert json.loads((tmp_path / "summary.json").read_text())["em_single_before"] is None
+    assert (
+        json.loads((tmp_path / "summary.json").read_text())["em_single_before"] is None
+    )
 
 
 def test_training_on_your_own_data(tmp_path):
@@ -136,19 +199,41 @@ def test_training_on_your_own_data(tmp_path):
 
 
 ODD = [
-    {"id": 1, "question": "Who directed Velvet Garden?", "golden_answers": ["Karla Brandt"], "type": None,
-     "supporting_titles": ["Velvet Garden"]},  # every title stands in its question
-    {"id": 2, "question": "Was it Leo Holm?", "golden_answers": ["no"], "type": 2,
-     "supporting_titles": ["It"]},  # a title without a word to search for
-    {"_id": "3", "question": "What did Leo Holm direct" + " and why" * 300 + "?", "answer": "Sunken Lantern"},
+    {
+        "id": 1,
+        "question": "Who directed Velvet Garden?",
+        "golden_answers": ["Karla Brandt"],
+        "type": None,
+        "supporting_titles": ["Velvet Garden"],
+    },  # every title stands in its question
+    {
+        "id": 2,
+        "question": "Was it Leo Holm?",
+        "golden_answers": ["no"],
+        "type": 2,
+        "supporting_titles": ["It"],
+    },  # a title without a word to search for
+    {
+        "_id": "3",
+        "question": "What did Leo Holm direct" + " and why" * 300 + "?",
+        "answer": "Sunken Lantern",
+    },
 ]
 
 
 def odd_data(folder: Path, questions: str) -> str:
     """Three passages, and as many questions unlike those of 2WikiMultihopQA."""
-    data.write_jsonl(folder / "passages.jsonl", [
-        {"id": title, "title": title, "text": f"{title} was directed by {name}."} for title, name in
-        (("Velvet Garden", "Karla Brandt"), ("Sunken Lantern", "Leo Holm"), ("Plan B", "Ada Lind"))])
+    data.write_jsonl(
+        folder / "passages.jsonl",
+        [
+            {"id": title, "title": title, "text": f"{title} was directed by {name}."}
+            for title, name in (
+                ("Velvet Garden", "Karla Brandt"),
+                ("Sunken Lantern", "Leo Holm"),
+                ("Plan B", "Ada Lind"),
+            )
+        ],
+    )
     data.write_jsonl(folder / f"{questions}.jsonl", ODD)
     return str(folder)
 
@@ -159,13 +244,29 @@ def test_a_few_odd_questions_of_your_own_will_do(name, tmp_path):
     run(name, tmp_path / "out", DATA=odd_data(tmp_path, "questions"), OVERRIDES=small)
 
 
-@pytest.mark.parametrize("name, questions, more, words", [
-    ("01_build_index", "train", {}, "nothing to test on"),
-    ("02_agent_loop", "train", {}, "nothing to test on"),
-    ("04_evaluate", "train", {}, "nothing to test on"),
-    ("03_train_grpo", "questions", {}, "nothing to train on"),
-    ("03_train_grpo", "train", {"OVERRIDES": {}}, "3 training questions: a step takes 8"),
-    ("04_evaluate", "questions", {"PROFILE": "smol", "OVERRIDES": {}}, "run 03 to its end")])
-def test_what_is_missing_is_said_before_any_long_work(name, questions, more, words, tmp_path):
+@pytest.mark.parametrize(
+    "name, questions, more, words",
+    [
+        ("01_build_index", "train", {}, "nothing to test on"),
+        ("02_agent_loop", "train", {}, "nothing to test on"),
+        ("04_evaluate", "train", {}, "nothing to test on"),
+        ("03_train_grpo", "questions", {}, "nothing to train on"),
+        (
+            "03_train_grpo",
+            "train",
+            {"OVERRIDES": {}},
+            "3 training questions: a step takes 8",
+        ),
+        (
+            "04_evaluate",
+            "questions",
+            {"PROFILE": "smol", "OVERRIDES": {}},
+            "run 03 to its end",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_before_any_long_work(
+    name, questions, more, words, tmp_path
+):
     with pytest.raises(PapermillExecutionError, match=words):
         run(name, tmp_path / "out", DATA=odd_data(tmp_path, questions), **more)

@@ -1,4 +1,5 @@
-"""The conversation: what a turn means, what comes back, and that outside text stays text."""
+"""The conversation: what a turn means, what comes back, and that outside text stays
+text."""
 
 import copy
 import re
@@ -10,45 +11,133 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kr1_utils import protocol
-from kr1_utils.protocol import ANSWER_NOW, TAGS, ChatFormat, Turn, parse_turn, render_turn
+from kr1_utils.protocol import (
+    ANSWER_NOW,
+    TAGS,
+    ChatFormat,
+    Turn,
+    parse_turn,
+    render_turn,
+)
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 PIECES = [f"<{s}{t}>" for t in TAGS for s in ("", "/")] + [
-    "< think>", "</ search >", "<ANSWER>", "<|im_end|>", "<|im_start|>", "<|", "<", ">", "/", "|", "think",
-    "context>", " ", "\n", "\t", "Dara", " Kallas", "ż", "東", ".", "&lt;", "", "\u200b"]
-anything = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
-plain = st.text(alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=40)
-passages = st.lists(st.fixed_dictionaries({"title": anything, "text": st.one_of(
-    anything, st.integers(0, 60).map("one long enough passage ".__mul__))}), max_size=4)
+    "< think>",
+    "</ search >",
+    "<ANSWER>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|",
+    "<",
+    ">",
+    "/",
+    "|",
+    "think",
+    "context>",
+    " ",
+    "\n",
+    "\t",
+    "Dara",
+    " Kallas",
+    "ż",
+    "東",
+    ".",
+    "&lt;",
+    "",
+    "\u200b",
+]
+anything = st.one_of(
+    st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
+)
+plain = st.text(
+    alphabet=st.characters(exclude_characters="<>", exclude_categories=["Cs"]),
+    max_size=40,
+)
+passages = st.lists(
+    st.fixed_dictionaries(
+        {
+            "title": anything,
+            "text": st.one_of(
+                anything, st.integers(0, 60).map("one long enough passage ".__mul__)
+            ),
+        }
+    ),
+    max_size=4,
+)
 
 
-@pytest.mark.parametrize("text, kind, content, thought, well_formed", [
-    ("<think> a</think><search> b</search>", "search", "b", "a", True),
-    ("<think> a</think><answer> b</answer>", "answer", "b", "a", True),
-    ("<think>a\nb\n\nc</think>\n<search>d\ne</search>\n", "search", "d\ne", "a\nb\n\nc", True),
-    (" \n<think>\n</think>\n\n<answer>\nb\n</answer>\n", "answer", "b", "", True),
-    ("<think></think><answer>b</answer>", "answer", "b", "", True),
-    ("", "neither", "", "", False),
-    ("just text", "neither", "", "", False),
-    ("<think>a</think>", "neither", "", "a", False),
-    ("<search>b</search>", "search", "b", "", False),
-    ("<think>a</think>b<search>c</search>", "search", "c", "a", False),
-    ("x<think>a</think><search>c</search>", "search", "c", "a", False),
-    ("<think>a</think><search>c</search> and more", "search", "c", "a", False),
-    ("<think>a</think><search>c", "neither", "", "a", False),
-    ("<think>a</think><search>c</answer>", "neither", "", "a", False),
-    ("<think>a</think><search> </search>", "neither", "", "a", False),
-    ("<think>a</think><answer>\n</answer>", "neither", "", "a", False),
-    ("<think>a</think><search>b</search><answer>c</answer>", "search", "b", "a", False),
-    ("<think>a</think><answer>b</answer><search>c</search>", "answer", "b", "a", False),
-    ("<think>a</think><think>b</think><search>c</search>", "search", "c", "a", False),
-    ("<think>a<think>b</think><search>c</search>", "search", "c", "a<think>b", False),
-    ("<think>a</think></think><search>c</search>", "search", "c", "a", False),
-    ("<think>a</think><context>x</context><search>c</search>", "search", "c", "a", False),
-    ("<think><context>x</context></think><search>c</search>", "search", "c", "<context>x</context>", False),
-    ("<search>c</search><think>a</think>", "search", "c", "a", False),
-    ("<SEARCH>c</SEARCH>", "neither", "", "", False),
-])
+@pytest.mark.parametrize(
+    "text, kind, content, thought, well_formed",
+    [
+        ("<think> a</think><search> b</search>", "search", "b", "a", True),
+        ("<think> a</think><answer> b</answer>", "answer", "b", "a", True),
+        (
+            "<think>a\nb\n\nc</think>\n<search>d\ne</search>\n",
+            "search",
+            "d\ne",
+            "a\nb\n\nc",
+            True,
+        ),
+        (" \n<think>\n</think>\n\n<answer>\nb\n</answer>\n", "answer", "b", "", True),
+        ("<think></think><answer>b</answer>", "answer", "b", "", True),
+        ("", "neither", "", "", False),
+        ("just text", "neither", "", "", False),
+        ("<think>a</think>", "neither", "", "a", False),
+        ("<search>b</search>", "search", "b", "", False),
+        ("<think>a</think>b<search>c</search>", "search", "c", "a", False),
+        ("x<think>a</think><search>c</search>", "search", "c", "a", False),
+        ("<think>a</think><search>c</search> and more", "search", "c", "a", False),
+        ("<think>a</think><search>c", "neither", "", "a", False),
+        ("<think>a</think><search>c</answer>", "neither", "", "a", False),
+        ("<think>a</think><search> </search>", "neither", "", "a", False),
+        ("<think>a</think><answer>\n</answer>", "neither", "", "a", False),
+        (
+            "<think>a</think><search>b</search><answer>c</answer>",
+            "search",
+            "b",
+            "a",
+            False,
+        ),
+        (
+            "<think>a</think><answer>b</answer><search>c</search>",
+            "answer",
+            "b",
+            "a",
+            False,
+        ),
+        (
+            "<think>a</think><think>b</think><search>c</search>",
+            "search",
+            "c",
+            "a",
+            False,
+        ),
+        (
+            "<think>a<think>b</think><search>c</search>",
+            "search",
+            "c",
+            "a<think>b",
+            False,
+        ),
+        ("<think>a</think></think><search>c</search>", "search", "c", "a", False),
+        (
+            "<think>a</think><context>x</context><search>c</search>",
+            "search",
+            "c",
+            "a",
+            False,
+        ),
+        (
+            "<think><context>x</context></think><search>c</search>",
+            "search",
+            "c",
+            "<context>x</context>",
+            False,
+        ),
+        ("<search>c</search><think>a</think>", "search", "c", "a", False),
+        ("<SEARCH>c</SEARCH>", "neither", "", "", False),
+    ],
+)
 def test_parse_turn(text, kind, content, thought, well_formed):
     assert parse_turn(text) == Turn(kind, content, thought, well_formed)
 
@@ -58,7 +147,11 @@ def test_parse_turn_never_crashes_and_keeps_its_word(text):
     turn = parse_turn(text)
     assert turn.kind in ("search", "answer", "neither")
     assert (turn.kind == "neither") == (turn.content == "")
-    assert turn.content == turn.content.strip() and turn.content in text and turn.thought in text
+    assert (
+        turn.content == turn.content.strip()
+        and turn.content in text
+        and turn.thought in text
+    )
     assert not (turn.well_formed and turn.kind == "neither")
 
 
@@ -72,9 +165,13 @@ def test_rendered_turn_is_parsed_back(thought, kind, content):
 @given(anything)
 def test_escaped_text_holds_no_tag_and_no_template_token(text):
     safe = protocol.escape(text)
-    assert not re.search(r"<\s*/?\s*(think|search|answer|context)\b", safe, re.IGNORECASE)
+    assert not re.search(
+        r"<\s*/?\s*(think|search|answer|context)\b", safe, re.IGNORECASE
+    )
     assert "<|" not in safe
-    assert safe.replace("&lt;", "<") == text.replace("&lt;", "<")  # nothing else is changed
+    assert safe.replace("&lt;", "<") == text.replace(
+        "&lt;", "<"
+    )  # nothing else is changed
 
 
 @given(anything)
@@ -89,9 +186,19 @@ def test_escape_leaves_ordinary_text_alone():
 
 @given(anything)
 def test_no_outside_text_becomes_a_special_token_or_a_tag(tokenizer, text):
-    special = {tokenizer.convert_tokens_to_ids(t) for t in (
-        "<|im_start|>", "<|im_end|>", "<|endoftext|>", *(f"<{s}{tag}>" for tag in TAGS for s in ("", "/")))}
-    for safe in (protocol.escape(text), protocol.render_context([{"title": text, "text": text}])):
+    special = {
+        tokenizer.convert_tokens_to_ids(t)
+        for t in (
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|endoftext|>",
+            *(f"<{s}{tag}>" for tag in TAGS for s in ("", "/")),
+        )
+    }
+    for safe in (
+        protocol.escape(text),
+        protocol.render_context([{"title": text, "text": text}]),
+    ):
         assert not special & set(tokenizer(safe, add_special_tokens=False)["input_ids"])
 
 
@@ -108,7 +215,9 @@ def test_messages_ask_for_the_answer_only_when_told(answer_now):
 
 
 def test_context_has_one_line_a_passage():
-    text = protocol.render_context([{"title": "A", "text": "x\n\ny"}, {"title": "B", "text": "z"}])
+    text = protocol.render_context(
+        [{"title": "A", "text": "x\n\ny"}, {"title": "B", "text": "z"}]
+    )
     assert text == "- A: x y\n- B: z"
 
 
@@ -118,7 +227,9 @@ def test_search_that_finds_nothing_says_so(tokenizer, chat):
 
 
 @given(passages, st.integers(0, 120), st.booleans())
-def test_observation_keeps_limit_closing_tag_and_whole_words(tokenizer, chat, found, more, answer_now):
+def test_observation_keeps_limit_closing_tag_and_whole_words(
+    tokenizer, chat, found, more, answer_now
+):
     ending = "\n</context>" + (f"\n{ANSWER_NOW}" if answer_now else "")
     limit = len(protocol.user_ids(tokenizer, chat, f"<context>\n{ending}")) + more
     ids = protocol.observation_ids(tokenizer, chat, found, limit, answer_now)
@@ -126,7 +237,7 @@ def test_observation_keeps_limit_closing_tag_and_whole_words(tokenizer, chat, fo
     text, body = tokenizer.decode(ids), protocol.render_context(found)
     start, end = f"{chat.before_user}<context>\n", f"{ending}{chat.after_user}"
     assert text.startswith(start) and text.endswith(end)
-    kept = text[len(start):len(text) - len(end)]
+    kept = text[len(start) : len(text) - len(end)]
     assert body.startswith(kept)
     assert kept == "" or kept == body.rstrip() or body[len(kept)].isspace()
     assert text.count("</context>") == 1
@@ -144,15 +255,31 @@ def test_observation_without_room_for_its_tags_is_refused(tokenizer, chat, answe
     found = [{"title": "T", "text": "x"}]
     ending = f"\n</context>\n{ANSWER_NOW}" if answer_now else "\n</context>"
     least = len(protocol.user_ids(tokenizer, chat, f"<context>\n{ending}"))
-    assert len(protocol.observation_ids(tokenizer, chat, found, least, answer_now)) == least
-    with pytest.raises(ValueError, match=f"takes {least} tokens, more than the {least - 1}"):
+    assert (
+        len(protocol.observation_ids(tokenizer, chat, found, least, answer_now))
+        == least
+    )
+    with pytest.raises(
+        ValueError, match=f"takes {least} tokens, more than the {least - 1}"
+    ):
         protocol.observation_ids(tokenizer, chat, found, least - 1, answer_now)
 
 
 CONVERSATION = [
-    *protocol.messages("Who is the father of the director of film Silent River?", "Search, read, answer."),
-    {"role": "assistant", "content": render_turn("I need to read about it.", "search", "Silent River")},
-    {"role": "user", "content": "<context>\n- Silent River: It was directed by Dara Kallas.\n</context>"},
+    *protocol.messages(
+        "Who is the father of the director of film Silent River?",
+        "Search, read, answer.",
+    ),
+    {
+        "role": "assistant",
+        "content": render_turn("I need to read about it.", "search", "Silent River"),
+    },
+    {
+        "role": "user",
+        "content": (
+            "<context>\n- Silent River: It was directed by Dara Kallas.\n</context>"
+        ),
+    },
     {"role": "assistant", "content": "no tag at all, żółć 東京"},
     {"role": "user", "content": protocol.CORRECTION + "\n" + ANSWER_NOW},
 ]
@@ -164,14 +291,18 @@ def appended(tokenizer, conversation):
     ids = protocol.prompt_ids(tokenizer, conversation[:2])
     for message in conversation[2:]:
         if message["role"] == "assistant":
-            ids += tokenizer(message["content"], add_special_tokens=False)["input_ids"] + [chat.end_of_turn]
+            ids += tokenizer(message["content"], add_special_tokens=False)[
+                "input_ids"
+            ] + [chat.end_of_turn]
         else:
             ids += protocol.user_ids(tokenizer, chat, message["content"])
     return ids
 
 
 def test_appended_ids_are_those_of_the_whole_conversation_rendered_again(tokenizer):
-    assert appended(tokenizer, CONVERSATION) == protocol.prompt_ids(tokenizer, CONVERSATION)
+    assert appended(tokenizer, CONVERSATION) == protocol.prompt_ids(
+        tokenizer, CONVERSATION
+    )
 
 
 @given(st.lists(st.tuples(plain, plain), min_size=1, max_size=3))
@@ -179,9 +310,13 @@ def test_appended_ids_are_those_rendered_again_for_any_text(tokenizer, turns):
     conversation = protocol.messages("Q?", "S")
     for said, found in turns:
         context = protocol.render_context([{"title": "T", "text": found}])
-        conversation += [{"role": "assistant", "content": render_turn("", "search", said)},
-                         {"role": "user", "content": f"<context>\n{context}\n</context>"}]
-    assert appended(tokenizer, conversation) == protocol.prompt_ids(tokenizer, conversation)
+        conversation += [
+            {"role": "assistant", "content": render_turn("", "search", said)},
+            {"role": "user", "content": f"<context>\n{context}\n</context>"},
+        ]
+    assert appended(tokenizer, conversation) == protocol.prompt_ids(
+        tokenizer, conversation
+    )
 
 
 @pytest.fixture
@@ -192,7 +327,9 @@ def other(tokenizer):
 
 def test_appended_text_is_what_the_template_of_qwen_renders(other):
     other.chat_template = (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8")
-    rendered = other.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    rendered = other.apply_chat_template(
+        CONVERSATION, tokenize=False, add_generation_prompt=True
+    )
     assert other.decode(appended(other, CONVERSATION)) == rendered
 
 
@@ -200,7 +337,8 @@ def test_format_of_the_template_of_qwen_is_read_off(other):
     other.chat_template = (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8")
     end = other.convert_tokens_to_ids("<|im_end|>")
     assert ChatFormat.of(other) == ChatFormat(
-        "\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", end)
+        "\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", end
+    )
 
 
 def test_end_of_turn_is_the_end_of_sequence_that_trl_expects(tokenizer, chat):
@@ -209,7 +347,9 @@ def test_end_of_turn_is_the_end_of_sequence_that_trl_expects(tokenizer, chat):
 
 def test_model_without_a_template_is_refused(other):
     other.chat_template = None
-    with pytest.raises(ValueError, match="has no chat template: take an instruct model"):
+    with pytest.raises(
+        ValueError, match="has no chat template: take an instruct model"
+    ):
         ChatFormat.of(other)
 
 
@@ -220,7 +360,9 @@ def test_template_that_drops_earlier_thoughts_is_refused(other):
 
 
 def test_template_that_numbers_messages_from_the_end_is_refused(other):
-    other.chat_template = ("{% for m in messages %}<|im_start|>{{ m.role }} {{ loop.revindex }}\n"
-                           "{{ m.content }}<|im_end|>\n{% endfor %}")
+    other.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }} {{ loop.revindex }}\n"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
     with pytest.raises(ValueError, match="rewrites earlier messages"):
         ChatFormat.of(other)

@@ -1,4 +1,5 @@
-"""The index: the same results however it is asked, and never one that was made otherwise."""
+"""The index: the same results however it is asked, and never one that was made
+otherwise."""
 
 import gzip
 import http.server
@@ -31,13 +32,44 @@ from kr1_utils.retriever import MANIFEST, Retriever, fingerprint
 WIKI = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
 
 CORPUS = [
-    {"id": "a", "title": "Silent River", "text": "Silent River was directed by Dara Kallas."},
-    {"id": "b", "title": "Dara Kallas", "text": "Dara Kallas was born in Merano. She was a painter."},
-    {"id": "c", "title": "Dara Kallas (poet)", "text": "Dara Kallas was born in Ostby. She wrote poems."},
-    {"id": "d", "title": "Merano", "text": "Merano lies in Aldoria. The river Holm flows through Merano."},
+    {
+        "id": "a",
+        "title": "Silent River",
+        "text": "Silent River was directed by Dara Kallas.",
+    },
+    {
+        "id": "b",
+        "title": "Dara Kallas",
+        "text": "Dara Kallas was born in Merano. She was a painter.",
+    },
+    {
+        "id": "c",
+        "title": "Dara Kallas (poet)",
+        "text": "Dara Kallas was born in Ostby. She wrote poems.",
+    },
+    {
+        "id": "d",
+        "title": "Merano",
+        "text": "Merano lies in Aldoria. The river Holm flows through Merano.",
+    },
 ]
-WORDS = ["silent", "rivers", "Dara", "KALLAS", "Merano", "the", "of", "zyx", "poems", "painter", ",", "ł"]
-queries_of_words = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), max_size=8)
+WORDS = [
+    "silent",
+    "rivers",
+    "Dara",
+    "KALLAS",
+    "Merano",
+    "the",
+    "of",
+    "zyx",
+    "poems",
+    "painter",
+    ",",
+    "ł",
+]
+queries_of_words = st.lists(
+    st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), max_size=8
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +92,11 @@ def test_batch_finds_what_single_searches_find(small, queries, k):
     assert small.search(queries, k) == [small.search([q], k)[0] for q in queries]
 
 
-@given(st.lists(st.text(alphabet=string.printable + "łżé東\u200b", max_size=30), max_size=5))
+@given(
+    st.lists(
+        st.text(alphabet=string.printable + "łżé東\u200b", max_size=30), max_size=5
+    )
+)
 def test_no_query_crashes_and_each_gets_its_list(small, queries):
     found = small.search(queries, 3)
     assert len(found) == len(queries)
@@ -87,7 +123,11 @@ def test_query_without_a_known_word_finds_nothing(small, query):
 
 @pytest.mark.parametrize("query", ["", "the of and", "zyx"])
 def test_query_without_a_known_word_finds_no_empty_passage(query):
-    corpus = [*CORPUS, {"id": "e", "title": "", "text": ""}, {"id": "f", "title": "The", "text": "of and"}]
+    corpus = [
+        *CORPUS,
+        {"id": "e", "title": "", "text": ""},
+        {"id": "f", "title": "The", "text": "of and"},
+    ]
     assert Retriever.build(corpus).search([query], 6) == [[]]
 
 
@@ -129,7 +169,10 @@ def test_titles_are_searched_too(small):
 def test_searching_leaves_the_vocabulary_alone(small):
     before = ids(small.search(["Merano"], 3))
     small.search(["entirely new words nobody indexed"], 3)
-    assert ids(small.search(["entirely new words nobody indexed", "Merano"], 3)) == [[], before[0]]
+    assert ids(small.search(["entirely new words nobody indexed", "Merano"], 3)) == [
+        [],
+        before[0],
+    ]
 
 
 def plain_scores(passages, asked):
@@ -137,19 +180,27 @@ def plain_scores(passages, asked):
     stemmer = Stemmer.Stemmer("english")
     texts = [f"{p['title']} {p['text']}" for p in passages]
     plain = bm25s.BM25(k1=0.9, b=0.4)
-    plain.index(bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False),
-                show_progress=False)
-    tokens = bm25s.tokenize(asked, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False)
+    plain.index(
+        bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False),
+        show_progress=False,
+    )
+    tokens = bm25s.tokenize(
+        asked, stopwords="en", stemmer=stemmer, return_ids=False, show_progress=False
+    )
     return [plain.get_scores(query) for query in tokens]
 
 
 def check_against_plain_bm25s(index, passages, asked, k=10):
     """Scores to 1e-5, and the passages themselves wherever scores are not tied."""
     rows = {p["id"]: i for i, p in enumerate(passages)}
-    for scores, found in zip(plain_scores(passages, asked), index.search(asked, k), strict=True):
+    for scores, found in zip(
+        plain_scores(passages, asked), index.search(asked, k), strict=True
+    ):
         best = np.argsort(-scores, kind="stable")
         assert len(found) == min(k, (scores > 0).sum())
-        assert np.allclose([p["score"] for p in found], scores[best[:len(found)]], atol=1e-5, rtol=0)
+        assert np.allclose(
+            [p["score"] for p in found], scores[best[: len(found)]], atol=1e-5, rtol=0
+        )
         own = [scores[rows[p["id"]]] for p in found]
         assert np.allclose([p["score"] for p in found], own, atol=1e-5, rtol=0)
         for place, p in enumerate(found):
@@ -158,7 +209,9 @@ def check_against_plain_bm25s(index, passages, asked, k=10):
 
 
 def test_scores_are_those_of_plain_bm25s(world, retriever, questions):
-    check_against_plain_bm25s(retriever, world.passages, [q["question"] for q in questions["test"][:40]])
+    check_against_plain_bm25s(
+        retriever, world.passages, [q["question"] for q in questions["test"][:40]]
+    )
 
 
 @pytest.fixture
@@ -173,7 +226,9 @@ def test_shards_score_like_one_index(shards_of_300, world, questions, tmp_path):
     check_against_plain_bm25s(index, world.passages, asked)
     again = Retriever.open(tmp_path / "index", corpus=fingerprint(world.passages))
     many = [p["title"] for p in world.passages[:200]] + asked
-    assert again.search(many, 7) == [found for q in many for found in index.search([q], 7)]
+    assert again.search(many, 7) == [
+        found for q in many for found in index.search([q], 7)
+    ]
 
 
 @pytest.mark.skipif(not WIKI.is_dir(), reason="KR1_2WIKI names no folder with the pack")
@@ -202,8 +257,12 @@ retriever.Retriever.build(rows(), sys.argv[2])
 
 
 def kill_half_way(file, folder):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(file), str(folder)], text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(file), str(folder)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout.readline() == "far enough\n"
     part = folder.with_name(folder.name + ".part")
     while len(list(part.glob("*.npz"))) < 2:
@@ -215,7 +274,9 @@ def kill_half_way(file, folder):
     return {f.name: f.stat().st_mtime_ns for f in part.glob("*.npz")}
 
 
-def test_killed_build_goes_on_where_it_was(shards_of_300, world, questions, tmp_path, monkeypatch):
+def test_killed_build_goes_on_where_it_was(
+    shards_of_300, world, questions, tmp_path, monkeypatch
+):
     file, folder = tmp_path / "passages.jsonl", tmp_path / "index"
     write_jsonl(file, world.passages)
     done, kept = kill_half_way(file, folder), {}
@@ -232,12 +293,18 @@ def test_killed_build_goes_on_where_it_was(shards_of_300, world, questions, tmp_
     before = {f.name: f.stat().st_mtime_ns for f in tmp_path.glob("index.part/*.jsonl")}
     index = Retriever.build(file, folder)
     whole = [name.replace(".npz", ".jsonl") for name in done]
-    assert len(whole) >= 2 and all(kept["texts"][name] == before[name] for name in whole)
-    check_against_plain_bm25s(index, world.passages, [q["question"] for q in questions["test"][:20]])
+    assert len(whole) >= 2 and all(
+        kept["texts"][name] == before[name] for name in whole
+    )
+    check_against_plain_bm25s(
+        index, world.passages, [q["question"] for q in questions["test"][:20]]
+    )
     assert [f.name for f in tmp_path.iterdir() if f.name != file.name] == ["index"]
 
 
-def test_build_that_was_killed_before_its_last_renaming_is_taken_over_whole(world, tmp_path, monkeypatch):
+def test_build_that_was_killed_before_its_last_renaming_is_taken_over_whole(
+    world, tmp_path, monkeypatch
+):
     def killed(folder, part):
         raise KeyboardInterrupt
 
@@ -248,25 +315,42 @@ def test_build_that_was_killed_before_its_last_renaming_is_taken_over_whole(worl
     made = {f.name: f.stat().st_mtime_ns for f in part.iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr(retriever_module, "_fill", None)  # nothing is made again
-        assert len(Retriever.build(world.passages, tmp_path / "index")) == len(world.passages)
-    assert {f.name: f.stat().st_mtime_ns for f in (tmp_path / "index").iterdir()} == made
+        assert len(Retriever.build(world.passages, tmp_path / "index")) == len(
+            world.passages
+        )
+    assert {
+        f.name: f.stat().st_mtime_ns for f in (tmp_path / "index").iterdir()
+    } == made
     shutil.copytree(tmp_path / "index", part)
-    assert len(Retriever.build(world.passages[:50], tmp_path / "index")) == 50  # of others it is not taken
+    assert (
+        len(Retriever.build(world.passages[:50], tmp_path / "index")) == 50
+    )  # of others it is not taken
 
 
-def test_what_a_killed_build_of_other_passages_left_is_not_used(shards_of_300, world, questions, tmp_path):
+def test_what_a_killed_build_of_other_passages_left_is_not_used(
+    shards_of_300, world, questions, tmp_path
+):
     file, folder = tmp_path / "passages.jsonl", tmp_path / "index"
     write_jsonl(file, world.passages)
     kill_half_way(file, folder)
-    other = [{**p, "text": p["text"] + " Indeed."} if n == 400 else p for n, p in enumerate(world.passages)]
+    other = [
+        {**p, "text": p["text"] + " Indeed."} if n == 400 else p
+        for n, p in enumerate(world.passages)
+    ]
     index = Retriever.build(other[:1000], folder)
-    check_against_plain_bm25s(index, other[:1000], [q["question"] for q in questions["test"][:20]])
+    check_against_plain_bm25s(
+        index, other[:1000], [q["question"] for q in questions["test"][:20]]
+    )
     assert index.search(["indeed"], 3)[0][0]["id"] == other[400]["id"]
 
 
-def test_tokens_of_one_corpus_never_stand_beside_the_lines_of_another(tmp_path, monkeypatch):
+def test_tokens_of_one_corpus_never_stand_beside_the_lines_of_another(
+    tmp_path, monkeypatch
+):
     def cut(word):
-        return retriever_module._cut(tmp_path, 0, [{"id": "0", "title": "T", "text": word}], "english", "en")
+        return retriever_module._cut(
+            tmp_path, 0, [{"id": "0", "title": "T", "text": word}], "english", "en"
+        )
 
     cut("first")
     write = retriever_module.write_whole
@@ -283,9 +367,17 @@ def test_tokens_of_one_corpus_never_stand_beside_the_lines_of_another(tmp_path, 
     assert json.loads((tmp_path / "00000.jsonl").read_text())["text"] == "first"
 
 
-def test_disk_with_too_little_room_is_refused_before_anything_is_written(monkeypatch, tmp_path):
-    monkeypatch.setattr(retriever_module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(OSError, match="takes up to .* GiB while it is made, .* has 0.0: make room"):
+def test_disk_with_too_little_room_is_refused_before_anything_is_written(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(
+        retriever_module.shutil,
+        "disk_usage",
+        lambda _: shutil._ntuple_diskusage(10, 9, 1),
+    )
+    with pytest.raises(
+        OSError, match="takes up to .* GiB while it is made, .* has 0.0: make room"
+    ):
         Retriever.build(CORPUS, tmp_path / "index")
     assert not list(tmp_path.iterdir())
 
@@ -293,8 +385,14 @@ def test_disk_with_too_little_room_is_refused_before_anything_is_written(monkeyp
 def test_room_asked_for_is_enough(tmp_path, world, monkeypatch):
     held = []
     scored = retriever_module._score
-    monkeypatch.setattr(retriever_module, "_score", lambda part, *rest: (
-        scored(part, *rest), held.append(sum(f.stat().st_size for f in part.iterdir())))[0])
+    monkeypatch.setattr(
+        retriever_module,
+        "_score",
+        lambda part, *rest: (
+            scored(part, *rest),
+            held.append(sum(f.stat().st_size for f in part.iterdir())),
+        )[0],
+    )
     Retriever.build(world.passages, tmp_path / "index")
     size = sum(len(retriever_module._line(p)) for p in world.passages)
     assert 1 < held[0] / size < retriever_module.DISK
@@ -305,7 +403,9 @@ def test_file_is_indexed_like_its_passages(tmp_path, small, name):
     with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
         file.write(b"".join(retriever_module._line(p) for p in CORPUS))
     index = Retriever.build(tmp_path / name, tmp_path / "index")
-    assert index.search(["Dara Kallas Merano"], 4) == small.search(["Dara Kallas Merano"], 4)
+    assert index.search(["Dara Kallas Merano"], 4) == small.search(
+        ["Dara Kallas Merano"], 4
+    )
     corpus = fingerprint(tmp_path / name)
     Retriever.open(tmp_path / "index", corpus=corpus)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b"\n")
@@ -325,19 +425,26 @@ def test_opened_index_is_memory_mapped(folder):
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=6))
 def test_any_text_is_cut_into_the_tokens_that_bm25s_finds(texts):
     stemmer = Stemmer.Stemmer("english")
-    wanted = bm25s.tokenize([f" {t}" for t in texts], stopwords="en", stemmer=stemmer, return_ids=False,
-                            show_progress=False)
+    wanted = bm25s.tokenize(
+        [f" {t}" for t in texts],
+        stopwords="en",
+        stemmer=stemmer,
+        return_ids=False,
+        show_progress=False,
+    )
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"id": str(n), "title": "", "text": t} for n, t in enumerate(texts)]
         retriever_module._cut(Path(folder), 0, rows, "english", "en")
         shard = np.load(Path(folder) / "00000.npz")
         words, at = shard["words"], np.cumsum([0, *shard["lengths"]])
         for n, stems in enumerate(wanted):
-            found = words[shard["tokens"][at[n]:at[n + 1]]]
+            found = words[shard["tokens"][at[n] : at[n + 1]]]
             assert found.tolist() == retriever_module._hashes(stems).tolist()
 
 
-def test_opened_index_finds_what_the_built_one_finds(tmp_path, world, retriever, questions):
+def test_opened_index_finds_what_the_built_one_finds(
+    tmp_path, world, retriever, questions
+):
     Retriever.build(world.passages, tmp_path / "index")
     opened = Retriever.open(tmp_path / "index", corpus=fingerprint(world.passages))
     asked = [q["question"] for q in questions["test"][:40]] + ["", "zyx", "the"]
@@ -361,8 +468,14 @@ def test_no_part_folder_stays_behind(folder):
     assert [f.name for f in folder.parent.iterdir()] == ["index"]
 
 
-@pytest.mark.parametrize("passages", [[], [{"id": "a", "title": "", "text": ""}],
-                                      [{"id": "a", "title": "The", "text": "of and"}]])
+@pytest.mark.parametrize(
+    "passages",
+    [
+        [],
+        [{"id": "a", "title": "", "text": ""}],
+        [{"id": "a", "title": "The", "text": "of and"}],
+    ],
+)
 def test_corpus_with_nothing_to_index_is_refused(passages):
     with pytest.raises(ValueError, match="no passage to index|No passage holds a word"):
         Retriever.build(passages)
@@ -401,12 +514,16 @@ def test_pickled_array_in_an_index_is_not_run(folder, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("text", [None, "", '{"made_by": "kr1_', "[]", '"kr1_utils"', '{"made_by": "x"}'])
+@pytest.mark.parametrize(
+    "text", [None, "", '{"made_by": "kr1_', "[]", '"kr1_utils"', '{"made_by": "x"}']
+)
 def test_index_without_a_whole_manifest_is_refused(folder, text):
     (folder / MANIFEST).unlink()
     if text is not None:
         (folder / MANIFEST).write_text(text)
-    with pytest.raises(ValueError, match="not a complete index|another program's index"):
+    with pytest.raises(
+        ValueError, match="not a complete index|another program's index"
+    ):
         Retriever.open(folder)
 
 
@@ -418,7 +535,10 @@ def test_foreign_folder_is_refused(tmp_path):
 
 def test_index_of_plain_bm25s_is_refused(tmp_path):
     plain = bm25s.BM25(k1=0.9, b=0.4)
-    plain.index(bm25s.tokenize(["one text", "two texts"], show_progress=False), show_progress=False)
+    plain.index(
+        bm25s.tokenize(["one text", "two texts"], show_progress=False),
+        show_progress=False,
+    )
     plain.save(tmp_path / "index")
     with pytest.raises(ValueError, match="not a complete index"):
         Retriever.open(tmp_path / "index")
@@ -447,7 +567,9 @@ def test_index_of_an_earlier_format_is_refused_and_replaced(folder):
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["format"], manifest["shards"]
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="built with format None, not 2: build it again"):
+    with pytest.raises(
+        ValueError, match="built with format None, not 2: build it again"
+    ):
         Retriever.open(folder)
     assert len(Retriever.build(CORPUS[:3], folder)) == 3
 
@@ -489,7 +611,9 @@ def test_searching_leaves_the_threads_of_torch_alone(small):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux can pin a process")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="only Linux can pin a process"
+)
 def test_process_that_may_not_use_all_cpus_can_search():
     program = f"""
 import os
@@ -497,7 +621,9 @@ os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 from kr1_utils import retriever
 print(retriever.Retriever.build({CORPUS!r}).search(["poems"], 1)[0][0]["id"])
 """
-    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
     assert said.stdout.strip() == "c"
 
 
@@ -523,7 +649,9 @@ class Serving(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps(self.server.index.search(asked["queries"], asked["k"])).encode()
+        body = json.dumps(
+            self.server.index.search(asked["queries"], asked["k"])
+        ).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -535,17 +663,32 @@ class Serving(http.server.BaseHTTPRequestHandler):
 
 def test_served_index_can_take_the_place_of_ours(small, tokenizer):
     readme = (REPO / "README.md").read_text(encoding="utf-8")
-    assert textwrap.indent(SERVED.strip(), "  ").strip() in readme  # the example there is the one tested
+    assert (
+        textwrap.indent(SERVED.strip(), "  ").strip() in readme
+    )  # the example there is the one tested
     space: dict = {}
     exec(SERVED, space)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Serving) as server:
         server.index = small
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = space["Client"](f"http://127.0.0.1:{server.server_address[1]}")
-        scripts = {"Who?": ["<think> I look.</think><search> poems</search>",
-                            "<think> So.</think><answer> Dara</answer>"]}
-        ours, theirs = (rollout(ScriptedEngine(tokenizer, scripts), tokenizer, index, [{"question": "Who?"}],
-                                Limits(2, 2, 60, 120, 700), "S")[0] for index in (small, client))
+        scripts = {
+            "Who?": [
+                "<think> I look.</think><search> poems</search>",
+                "<think> So.</think><answer> Dara</answer>",
+            ]
+        }
+        ours, theirs = (
+            rollout(
+                ScriptedEngine(tokenizer, scripts),
+                tokenizer,
+                index,
+                [{"question": "Who?"}],
+                Limits(2, 2, 60, 120, 700),
+                "S",
+            )[0]
+            for index in (small, client)
+        )
         server.shutdown()
     assert theirs.passages == ours.passages == [small.search(["poems"], 2)[0]]
     assert theirs.completion_ids == ours.completion_ids and theirs.answer == "Dara"

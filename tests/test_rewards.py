@@ -5,47 +5,91 @@ import pytest
 from kr1_utils import rewards
 from kr1_utils.profiles import resolve
 from kr1_utils.protocol import parse_turn
-from kr1_utils.rewards import accuracy_reward, exact_match, format_reward, format_score, normalize_answer
+from kr1_utils.rewards import (
+    accuracy_reward,
+    exact_match,
+    format_reward,
+    format_score,
+    normalize_answer,
+)
 
 SEARCH = "<think> a</think><search> b</search>"
 ANSWER = "<think> a</think><answer> b</answer>"
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("The Cat", "cat"), ("a an the", ""), ("An  apple,\n a pear", "apple pear"), ("anthem", "anthem"),
-    ("U.S.A.", "usa"), ("3 November 1929", "3 november 1929"), ("Łódź!", "łódź"), ("  ", ""),
-    ("theatre of the A-team", "theatre of ateam"), ("yes.", "yes"), ("“quoted”", "“quoted”"),
-])
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("The Cat", "cat"),
+        ("a an the", ""),
+        ("An  apple,\n a pear", "apple pear"),
+        ("anthem", "anthem"),
+        ("U.S.A.", "usa"),
+        ("3 November 1929", "3 november 1929"),
+        ("Łódź!", "łódź"),
+        ("  ", ""),
+        ("theatre of the A-team", "theatre of ateam"),
+        ("yes.", "yes"),
+        ("“quoted”", "“quoted”"),
+    ],
+)
 def test_normalize_answer(text, wanted):
     assert normalize_answer(text) == wanted
 
 
-@pytest.mark.parametrize("prediction, golds, wanted", [
-    ("Merano", ["Merano"], 1.0), ("the merano.", ["Merano"], 1.0), ("Merano", ["Ostby", "Merano"], 1.0),
-    ("Merano city", ["Merano"], 0.0), ("", ["Merano"], 0.0), (None, ["Merano"], 0.0), (None, ["None"], 0.0),
-    ("Yes", ["yes"], 1.0), ("yes", ["no"], 0.0), ("ŁÓDŹ", ["Łódź"], 1.0), ("Lodz", ["Łódź"], 0.0),
-    ("Merano", [], 0.0),
-])
+@pytest.mark.parametrize(
+    "prediction, golds, wanted",
+    [
+        ("Merano", ["Merano"], 1.0),
+        ("the merano.", ["Merano"], 1.0),
+        ("Merano", ["Ostby", "Merano"], 1.0),
+        ("Merano city", ["Merano"], 0.0),
+        ("", ["Merano"], 0.0),
+        (None, ["Merano"], 0.0),
+        (None, ["None"], 0.0),
+        ("Yes", ["yes"], 1.0),
+        ("yes", ["no"], 0.0),
+        ("ŁÓDŹ", ["Łódź"], 1.0),
+        ("Lodz", ["Łódź"], 0.0),
+        ("Merano", [], 0.0),
+    ],
+)
 def test_exact_match(prediction, golds, wanted):
     assert exact_match(prediction, golds) == wanted
 
 
-@pytest.mark.parametrize("texts, wanted", [
-    ([ANSWER], 1.0), ([SEARCH, ANSWER], 1.0), ([SEARCH, SEARCH, ANSWER], 1.0),
-    (["<think>\na\n</think>\n<search>\nb\n</search>", ANSWER], 1.0),
-    ([SEARCH], -1.0), ([SEARCH, SEARCH], -1.0), ([ANSWER, ANSWER], -1.0), ([ANSWER, SEARCH], -1.0),
-    ([SEARCH, "", ANSWER], -1.0), (["no tag", ANSWER], -1.0), ([SEARCH, "<answer> b</answer>"], -1.0),
-    (["<search> b</search>", ANSWER], -1.0), ([SEARCH, ANSWER + " more"], -1.0),
-    ([SEARCH, "<think> a</think><answer></answer>"], -1.0), ([""], -1.0), ([], -1.0),
-    ([SEARCH + "<context> x</context>", ANSWER], -1.0), (["<think> a</think>" + SEARCH, ANSWER], -1.0),
-])
+@pytest.mark.parametrize(
+    "texts, wanted",
+    [
+        ([ANSWER], 1.0),
+        ([SEARCH, ANSWER], 1.0),
+        ([SEARCH, SEARCH, ANSWER], 1.0),
+        (["<think>\na\n</think>\n<search>\nb\n</search>", ANSWER], 1.0),
+        ([SEARCH], -1.0),
+        ([SEARCH, SEARCH], -1.0),
+        ([ANSWER, ANSWER], -1.0),
+        ([ANSWER, SEARCH], -1.0),
+        ([SEARCH, "", ANSWER], -1.0),
+        (["no tag", ANSWER], -1.0),
+        ([SEARCH, "<answer> b</answer>"], -1.0),
+        (["<search> b</search>", ANSWER], -1.0),
+        ([SEARCH, ANSWER + " more"], -1.0),
+        ([SEARCH, "<think> a</think><answer></answer>"], -1.0),
+        ([""], -1.0),
+        ([], -1.0),
+        ([SEARCH + "<context> x</context>", ANSWER], -1.0),
+        (["<think> a</think>" + SEARCH, ANSWER], -1.0),
+    ],
+)
 def test_format_score(texts, wanted):
     assert format_score([parse_turn(t) for t in texts]) == wanted
 
 
 def test_reward_functions_give_one_number_a_trajectory_and_ignore_other_columns():
     turns = [[parse_turn(ANSWER)], [parse_turn("")]]
-    assert accuracy_reward(answer=["b", None], golden_answers=[["B."], ["b"]], prompts=["", ""]) == [1.0, 0.0]
+    assert accuracy_reward(
+        answer=["b", None], golden_answers=[["B."], ["b"]], prompts=["", ""]
+    ) == [1.0, 0.0]
     assert format_reward(turns=turns, searches=[0, 0]) == [1.0, -1.0]
 
 
@@ -55,8 +99,13 @@ def test_columns_of_different_lengths_are_refused():
 
 
 def test_the_last_tokens_before_the_limit_cost_reward_where_asked():
-    functions, weights = rewards.reward_functions(resolve("tiny", {"accuracy_weight": 2.0}))
-    assert functions == [rewards.accuracy_reward, rewards.format_reward] and weights == [2.0, 1.0]
+    functions, weights = rewards.reward_functions(
+        resolve("tiny", {"accuracy_weight": 2.0})
+    )
+    assert functions == [
+        rewards.accuracy_reward,
+        rewards.format_reward,
+    ] and weights == [2.0, 1.0]
     profile = resolve("tiny", {"overlong_tokens": 200})
     *_, overlong = rewards.reward_functions(profile)[0]
     most = profile.limits.max_response_tokens

@@ -1,4 +1,5 @@
-"""The shipped model is small, takes any text, knows the format, reads, and gives up too early."""
+"""The shipped model is small, takes any text, knows the format, reads, and gives up too
+early."""
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def test_tiny_lm_is_small(tiny):
 @given(st.text())
 def test_any_text_survives_the_tokenizer(text):
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    assert TOKENIZER.decode(ids) == text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    assert TOKENIZER.decode(ids) == text.encode("utf-8", "surrogatepass").decode(
+        "utf-8", "replace"
+    )
 
 
 def test_tags_do_not_end_a_sequence(tiny):
@@ -39,10 +42,13 @@ def test_tags_do_not_end_a_sequence(tiny):
 def exam(model, tokenizer, retriever, split, temperature, limit=0):
     """Scores of the shipped questions of a split."""
     profile = profiles.resolve("tiny")
-    engine = TransformersEngine(model, tokenizer, ChatFormat.of(tokenizer).end_of_turn, temperature)
+    engine = TransformersEngine(
+        model, tokenizer, ChatFormat.of(tokenizer).end_of_turn, temperature
+    )
     questions = data.questions_of(data.sources(profile), split, limit)
-    return evaluation.evaluate(engine, tokenizer, retriever, questions, profile.limits,
-                               profile.system_prompt)
+    return evaluation.evaluate(
+        engine, tokenizer, retriever, questions, profile.limits, profile.system_prompt
+    )
 
 
 def test_tiny_lm_reads_single_hop_questions(tiny, retriever):

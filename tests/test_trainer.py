@@ -1,4 +1,5 @@
-"""Training: TRL is given what was sampled, trains on that alone, and goes on where it stopped."""
+"""Training: TRL is given what was sampled, trains on that alone, and goes on where it
+stopped."""
 
 import copy
 import csv
@@ -22,15 +23,36 @@ from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 
 from kr1_utils import data, models, rewards, trainer
-from kr1_utils.agent import ScriptedEngine, check_batch, check_limits, check_mask, rollout
+from kr1_utils.agent import (
+    ScriptedEngine,
+    check_batch,
+    check_limits,
+    check_mask,
+    rollout,
+)
 from kr1_utils.data import LOG_COLUMNS
 from kr1_utils.memory import micro_batches
 from kr1_utils.profiles import REPO, Limits, resolve
 from kr1_utils.trainer import KnowledgeGRPOTrainer
 
-LIMITS = dict(max_turns=2, top_k=1, max_turn_tokens=32, max_observation_tokens=64, max_response_tokens=220)
-TINY = resolve("tiny", dict(
-    **LIMITS, max_steps=2, per_device_train_batch_size=8, num_generations=4, save_steps=2, warmup_steps=0))
+LIMITS = dict(
+    max_turns=2,
+    top_k=1,
+    max_turn_tokens=32,
+    max_observation_tokens=64,
+    max_response_tokens=220,
+)
+TINY = resolve(
+    "tiny",
+    dict(
+        **LIMITS,
+        max_steps=2,
+        per_device_train_batch_size=8,
+        num_generations=4,
+        save_steps=2,
+        warmup_steps=0,
+    ),
+)
 ROOMY = Limits(3, 2, 60, 120, 700)
 TIMED = ("step_time", "peak_memory_gib")
 
@@ -57,10 +79,17 @@ def make(folder, questions, retriever, profile=TINY, kind=Spy, **more):
     model, tokenizer = models.load("data/tiny-lm")
     more = {"reward_funcs": [rewards.accuracy_reward, rewards.format_reward]} | more
     return kind(
-        model, retriever=retriever, limits=profile.limits, system_prompt=profile.system_prompt, folder=folder,
-        args=trainer.grpo_config(profile, 42, folder / "state"), processing_class=tokenizer,
-        train_dataset=data.training_set(questions["train"][:40]), peft_config=models.lora_config(profile),
-        **more)
+        model,
+        retriever=retriever,
+        limits=profile.limits,
+        system_prompt=profile.system_prompt,
+        folder=folder,
+        args=trainer.grpo_config(profile, 42, folder / "state"),
+        processing_class=tokenizer,
+        train_dataset=data.training_set(questions["train"][:40]),
+        peft_config=models.lora_config(profile),
+        **more,
+    )
 
 
 def log_of(folder):
@@ -70,17 +99,32 @@ def log_of(folder):
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory, questions, retriever):
-    """A run of two steps: (trainer, its folder, the trajectories of each step, the rows it told)."""
+    """A run of two steps: (trainer, its folder, the trajectories of each step, the rows
+    it told)."""
     folder, seen, told = tmp_path_factory.mktemp("run"), [], []
 
     def keep(trajectory, **_):
         seen.append(trajectory)
         return length_reward(trajectory)
 
-    profile = resolve("tiny", dict(
-        **LIMITS, max_steps=2, per_device_train_batch_size=8, num_generations=4, accuracy_weight=0.0))
-    run = make(folder, questions, retriever, profile, reward_funcs=[rewards.accuracy_reward, keep],
-               on_step=told.append)
+    profile = resolve(
+        "tiny",
+        dict(
+            **LIMITS,
+            max_steps=2,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            accuracy_weight=0.0,
+        ),
+    )
+    run = make(
+        folder,
+        questions,
+        retriever,
+        profile,
+        reward_funcs=[rewards.accuracy_reward, keep],
+        on_step=told.append,
+    )
     run.train()
     return run, folder, seen, told
 
@@ -88,16 +132,31 @@ def two_steps(tmp_path_factory, questions, retriever):
 def test_log_has_exactly_the_promised_columns_and_a_row_a_step(two_steps):
     rows = log_of(two_steps[1])
     assert list(rows[0]) == list(LOG_COLUMNS)
-    assert {"step", "reward", "accuracy_reward", "format_reward", "loss", "learning_rate", "grad_norm",
-            "entropy", "completion_length", "retrieved_length", "searches", "frac_reward_zero_std",
-            "step_time", "peak_memory_gib"} <= set(LOG_COLUMNS)
+    assert {
+        "step",
+        "reward",
+        "accuracy_reward",
+        "format_reward",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "entropy",
+        "completion_length",
+        "retrieved_length",
+        "searches",
+        "frac_reward_zero_std",
+        "step_time",
+        "peak_memory_gib",
+    } <= set(LOG_COLUMNS)
     assert [r["step"] for r in rows] == ["1", "2"]
 
 
 def test_log_holds_finite_numbers_for_all_that_was_measured(two_steps):
     for row in log_of(two_steps[1]):
         for column, value in row.items():
-            if column != "format_reward":  # this run has another reward function in its place
+            if (
+                column != "format_reward"
+            ):  # this run has another reward function in its place
                 assert math.isfinite(float(value)), column
     assert [r["step"] for r in two_steps[3]] == [1, 2]
 
@@ -111,7 +170,9 @@ def test_log_counts_what_the_trajectories_hold(two_steps):
             ("retrieved_length", [t.retrieved_length for t in group]),
             ("truncated", [t.stop == "truncated" for t in group]),
         ):
-            assert float(row[column]) == pytest.approx(sum(values) / len(values), abs=1e-4), column
+            assert float(row[column]) == pytest.approx(
+                sum(values) / len(values), abs=1e-4
+            ), column
 
 
 def test_mask_that_trl_trains_on_is_the_loss_mask(two_steps):
@@ -130,7 +191,9 @@ def test_mask_that_trl_trains_on_is_the_loss_mask(two_steps):
 def test_rows_of_a_group_share_their_question(two_steps):
     for group in two_steps[2]:
         asked = [t.question["question"] for t in group]
-        assert len(asked) == 8 and len(set(asked[:4])) == len(set(asked[4:])) == 1 != len(set(asked))
+        assert len(asked) == 8 and len(set(asked[:4])) == len(
+            set(asked[4:])
+        ) == 1 != len(set(asked))
 
 
 def gradient(run, batch):
@@ -146,13 +209,21 @@ def test_gradient_ignores_tokens_that_were_appended(two_steps):
     run.model.train()
     batch = copy.deepcopy({k: v for k, v in run.batches[-1].items()})
     batch["advantages"] = torch.ones_like(batch["advantages"])
-    last = [(i, len(t.completion_ids) - 1) for i, t in enumerate(seen[-1]) if t.loss_mask[-1] == 0]
+    last = [
+        (i, len(t.completion_ids) - 1)
+        for i, t in enumerate(seen[-1])
+        if t.loss_mask[-1] == 0
+    ]
     assert last  # the last token of a completion is nobody's input: it is a label only
     before = gradient(run, batch)
-    changed = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    changed = {
+        k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in batch.items()
+    }
     for i, n in last:
         changed["completion_ids"][i, n] = 300
-    assert all(torch.equal(a, b) for a, b in zip(before, gradient(run, changed), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, gradient(run, changed), strict=True)
+    )
     for one in (batch, changed):
         for i, n in last:
             one["tool_mask"][i, n] = 1  # were they trained on, it would show
@@ -162,7 +233,10 @@ def test_gradient_ignores_tokens_that_were_appended(two_steps):
 
 def test_trajectories_of_one_group_a_step_are_kept(two_steps):
     _, folder, seen, _ = two_steps
-    rows = [json.loads(line) for line in (folder / "trajectories.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (folder / "trajectories.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in rows] == [1] * 4 + [2] * 4
     assert [r["turns"] for r in rows] == [t.texts for group in seen for t in group[:4]]
 
@@ -172,17 +246,24 @@ def test_training_changes_the_adapter_and_not_the_base(two_steps):
     base, _ = models.load("data/tiny-lm")
     trained = run.model.base_model.model.model.embed_tokens.weight
     assert torch.equal(trained, base.model.embed_tokens.weight)
-    assert any(p.abs().max() > 0 for n, p in run.model.named_parameters() if "lora_B" in n)
+    assert any(
+        p.abs().max() > 0 for n, p in run.model.named_parameters() if "lora_B" in n
+    )
 
 
-def test_reward_functions_are_given_every_promised_field(tmp_path, questions, retriever):
+def test_reward_functions_are_given_every_promised_field(
+    tmp_path, questions, retriever
+):
     given_fields = {}
 
     def look(**columns):
         given_fields.update(columns)
         return [0.0] * len(columns["prompts"])
 
-    profile = resolve("tiny", dict(**LIMITS, max_steps=1, per_device_train_batch_size=4, num_generations=4))
+    profile = resolve(
+        "tiny",
+        dict(**LIMITS, max_steps=1, per_device_train_batch_size=4, num_generations=4),
+    )
     make(tmp_path, questions, retriever, profile, reward_funcs=[look, look]).train()
     wanted = {*trainer.FIELDS, "trajectory", "golden_answers", "question_id"}
     assert wanted <= set(given_fields)
@@ -190,37 +271,65 @@ def test_reward_functions_are_given_every_promised_field(tmp_path, questions, re
     assert given_fields["answer"] == [t.answer for t in given_fields["trajectory"]]
 
 
-class CutOff(Exception):
+class CutOffError(Exception):
     pass
 
 
 def test_resumed_run_logs_what_an_undisturbed_one_logs(tmp_path, questions, retriever):
-    profile = resolve("tiny", dict(**LIMITS, max_steps=4, per_device_train_batch_size=8, num_generations=4,
-                                   save_steps=2, warmup_steps=3))
+    profile = resolve(
+        "tiny",
+        dict(
+            **LIMITS,
+            max_steps=4,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            save_steps=2,
+            warmup_steps=3,
+        ),
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     make(whole, questions, retriever, profile).train()
 
     def stop(row):
         if row["step"] == 3:
-            raise CutOff
+            raise CutOffError
 
-    with pytest.raises(CutOff):
+    with pytest.raises(CutOffError):
         make(cut, questions, retriever, profile, on_step=stop).train()
-    assert [r["step"] for r in log_of(cut)] == ["1", "2", "3"]  # step 3 is not in any checkpoint
+    assert [r["step"] for r in log_of(cut)] == [
+        "1",
+        "2",
+        "3",
+    ]  # step 3 is not in any checkpoint
     make(cut, questions, retriever, profile).train(resume_from_checkpoint=True)
     rows, wanted = log_of(cut), log_of(whole)
     assert [r["step"] for r in rows] == ["1", "2", "3", "4"]
     for row, other in zip(rows, wanted, strict=True):
         for column in set(LOG_COLUMNS) - set(TIMED):
-            assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-5, abs=1e-7), column
-    assert (cut / "trajectories.jsonl").read_text() == (whole / "trajectories.jsonl").read_text()
+            assert float(row[column]) == pytest.approx(
+                float(other[column]), rel=1e-5, abs=1e-7
+            ), column
+    assert (cut / "trajectories.jsonl").read_text() == (
+        whole / "trajectories.jsonl"
+    ).read_text()
 
 
 @pytest.mark.parametrize("save_steps", [5, 6])  # where a second epoch begins, and in it
-def test_run_that_goes_on_in_a_later_epoch_is_the_undisturbed_one(save_steps, tmp_path, questions, retriever):
-    profile = resolve("tiny", dict(**LIMITS, max_steps=8, per_device_train_batch_size=8, num_generations=4,
-                                   save_steps=save_steps, warmup_steps=0))
+def test_run_that_goes_on_in_a_later_epoch_is_the_undisturbed_one(
+    save_steps, tmp_path, questions, retriever
+):
+    profile = resolve(
+        "tiny",
+        dict(
+            **LIMITS,
+            max_steps=8,
+            per_device_train_batch_size=8,
+            num_generations=4,
+            save_steps=save_steps,
+            warmup_steps=0,
+        ),
+    )
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
     more = ({"train": questions["train"][:10]}, retriever, profile)  # two a step
@@ -229,33 +338,58 @@ def test_run_that_goes_on_in_a_later_epoch_is_the_undisturbed_one(save_steps, tm
 
     def stop(row):
         if row["step"] == 7:
-            raise CutOff
+            raise CutOffError
 
-    with pytest.raises(CutOff):
+    with pytest.raises(CutOffError):
         make(cut, *more, reward_funcs=[length_reward] * 2, on_step=stop).train()
-    make(cut, *more, reward_funcs=[length_reward] * 2).train(resume_from_checkpoint=True)
+    make(cut, *more, reward_funcs=[length_reward] * 2).train(
+        resume_from_checkpoint=True
+    )
     for row, wanted in zip(log_of(cut), log_of(whole), strict=True):
-        assert {c: row[c] for c in row if c not in TIMED} == {c: wanted[c] for c in row if c not in TIMED}
-    assert (cut / "trajectories.jsonl").read_text() == (whole / "trajectories.jsonl").read_text()
+        assert {c: row[c] for c in row if c not in TIMED} == {
+            c: wanted[c] for c in row if c not in TIMED
+        }
+    assert (cut / "trajectories.jsonl").read_text() == (
+        whole / "trajectories.jsonl"
+    ).read_text()
     asked = [b["prompt_ids"][::4].tolist() for b in seen.batches]
     assert asked[:3] != asked[5:]  # each time in another order
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_a_number_of_epochs_may_stand_in_place_of_steps(shuffle, tmp_path, questions, retriever):
-    profile = replace(TINY, grpo={**TINY.grpo, "max_steps": -1, "num_train_epochs": 2, "warmup_steps": 0,
-                                  "shuffle_dataset": shuffle})
+def test_a_number_of_epochs_may_stand_in_place_of_steps(
+    shuffle, tmp_path, questions, retriever
+):
+    profile = replace(
+        TINY,
+        grpo={
+            **TINY.grpo,
+            "max_steps": -1,
+            "num_train_epochs": 2,
+            "warmup_steps": 0,
+            "shuffle_dataset": shuffle,
+        },
+    )
     make(tmp_path, {"train": questions["train"][:4]}, retriever, profile).train()
     assert [r["step"] for r in log_of(tmp_path)] == ["1", "2", "3", "4"]
 
 
 def test_limits_that_disagree_with_trls_are_refused(tmp_path, tiny, retriever):
-    with pytest.raises(ValueError, match="max_completion_length=220 must equal max_response_tokens=700"):
-        KnowledgeGRPOTrainer(tiny[0], retriever=retriever, limits=ROOMY, folder=tmp_path,
-                             args=trainer.grpo_config(TINY, 42, tmp_path), processing_class=tiny[1])
+    with pytest.raises(
+        ValueError, match="max_completion_length=220 must equal max_response_tokens=700"
+    ):
+        KnowledgeGRPOTrainer(
+            tiny[0],
+            retriever=retriever,
+            limits=ROOMY,
+            folder=tmp_path,
+            args=trainer.grpo_config(TINY, 42, tmp_path),
+            processing_class=tiny[1],
+        )
 
 
 # --- the log file ---
+
 
 def row_of(step, value=0.5):
     return {c: step if c == "step" else value for c in LOG_COLUMNS}
@@ -266,7 +400,11 @@ def test_log_row_replaces_its_own_step_and_later_ones(tmp_path):
     for step in (1, 2, 3, 4):
         data.append_log(file, row_of(step))
     data.append_log(file, row_of(3, 0.7))
-    assert [(r["step"], r["loss"]) for r in log_of(tmp_path)] == [("1", "0.5"), ("2", "0.5"), ("3", "0.7")]
+    assert [(r["step"], r["loss"]) for r in log_of(tmp_path)] == [
+        ("1", "0.5"),
+        ("2", "0.5"),
+        ("3", "0.7"),
+    ]
 
 
 def test_log_row_with_other_columns_than_the_rows_before_is_refused(tmp_path):
@@ -280,7 +418,9 @@ def test_log_row_with_other_columns_than_the_rows_before_is_refused(tmp_path):
 def test_training_set_keeps_questions_and_their_answers(questions):
     rows = data.training_set(questions["train"][:3])
     assert rows["prompt"] == [q["question"] for q in questions["train"][:3]]
-    assert rows["golden_answers"] == [q["golden_answers"] for q in questions["train"][:3]]
+    assert rows["golden_answers"] == [
+        q["golden_answers"] for q in questions["train"][:3]
+    ]
 
 
 def test_profile_reaches_trl_as_it_is():
@@ -293,7 +433,9 @@ def test_profile_reaches_trl_as_it_is():
 
 # --- parts of a batch ---
 
-ROWS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=20)
+ROWS = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(1, 90)), min_size=1, max_size=20
+)
 
 
 @given(ROWS, st.integers(130, 600))
@@ -309,22 +451,49 @@ def test_a_row_longer_than_the_budget_goes_alone():
     assert micro_batches([(5, 5), (5, 500), (5, 5)], 100) == [[1], [0, 2]]
 
 
-def one_update(folder, questions, retriever, budget, loss_type="dapo", accumulate=1, **more):
-    """Gradients of one step, the padded tokens of each pass with a gradient and without one, and the log."""
-    profile = resolve("tiny", dict(
-        LIMITS, max_steps=1, per_device_train_batch_size=8 // accumulate, num_generations=4,
-        gradient_accumulation_steps=accumulate, loss_type=loss_type, max_grad_norm=1e9, **more))
+def one_update(
+    folder, questions, retriever, budget, loss_type="dapo", accumulate=1, **more
+):
+    """Gradients of one step, the padded tokens of each pass with a gradient and without
+    one, and the log."""
+    profile = resolve(
+        "tiny",
+        dict(
+            LIMITS,
+            max_steps=1,
+            per_device_train_batch_size=8 // accumulate,
+            num_generations=4,
+            gradient_accumulation_steps=accumulate,
+            loss_type=loss_type,
+            max_grad_norm=1e9,
+            **more,
+        ),
+    )
     torch.manual_seed(0)
-    run = make(folder, questions, retriever, profile, tokens_per_micro_batch=budget,
-               reward_funcs=[rewards.accuracy_reward, length_reward])
+    run = make(
+        folder,
+        questions,
+        retriever,
+        profile,
+        tokens_per_micro_batch=budget,
+        reward_funcs=[rewards.accuracy_reward, length_reward],
+    )
     gradients, passes, silent = {}, [], []
 
     def look(module, args, kwargs):
         if "labels" in kwargs:  # TRL asks for log-probabilities
-            (passes if torch.is_grad_enabled() else silent).append(kwargs["input_ids"].numel())
+            (passes if torch.is_grad_enabled() else silent).append(
+                kwargs["input_ids"].numel()
+            )
 
     def keep(optimizer, args, kwargs):
-        gradients.update({n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None})
+        gradients.update(
+            {
+                n: p.grad.clone()
+                for n, p in run.model.named_parameters()
+                if p.grad is not None
+            }
+        )
 
     run.model.register_forward_pre_hook(look, with_kwargs=True)
     run.create_optimizer()
@@ -335,52 +504,93 @@ def one_update(folder, questions, retriever, budget, loss_type="dapo", accumulat
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("loss_type", trainer.SHARES)
-def test_gradient_of_the_parts_is_that_of_the_whole(loss_type, accumulate, tmp_path, questions, retriever):
-    made = {budget: one_update(tmp_path / str(budget), questions, retriever, budget, loss_type, accumulate)
-            for budget in (0, 300)}
+def test_gradient_of_the_parts_is_that_of_the_whole(
+    loss_type, accumulate, tmp_path, questions, retriever
+):
+    made = {
+        budget: one_update(
+            tmp_path / str(budget), questions, retriever, budget, loss_type, accumulate
+        )
+        for budget in (0, 300)
+    }
     (whole, few, _, log), (parts, many, _, log_of_parts) = made[0], made[300]
     assert len(few) == accumulate < len(many) and max(few) > 300 >= max(many)
-    assert set(parts) == set(whole) and max(g.abs().max() for g in whole.values()) > 1e-4
+    assert (
+        set(parts) == set(whole) and max(g.abs().max() for g in whole.values()) > 1e-4
+    )
     for name, gradient in whole.items():
         assert torch.allclose(parts[name], gradient, rtol=0, atol=1e-5), name
     for column in ("loss", "entropy", "grad_norm", "reward", "completion_length"):
-        assert float(log_of_parts[column]) == pytest.approx(float(log[column]), abs=1e-5), column
+        assert float(log_of_parts[column]) == pytest.approx(
+            float(log[column]), abs=1e-5
+        ), column
 
 
-def test_passes_without_gradient_keep_the_budget_and_say_the_same(tmp_path, questions, retriever):
-    """With a penalty for leaving the first model, TRL asks for its log-probabilities before the step."""
+def test_passes_without_gradient_keep_the_budget_and_say_the_same(
+    tmp_path, questions, retriever
+):
+    """With a penalty for leaving the first model, TRL asks for its log-probabilities
+    before the step."""
     (whole, _, few, _), (parts, _, many, _) = (
-        one_update(tmp_path / str(budget), questions, retriever, budget, beta=0.1) for budget in (0, 300))
+        one_update(tmp_path / str(budget), questions, retriever, budget, beta=0.1)
+        for budget in (0, 300)
+    )
     assert few and len(many) > len(few) and max(few) > 300 >= max(many)
     for name, gradient in whole.items():
         assert torch.allclose(parts[name], gradient, rtol=0, atol=1e-5), name
 
 
-@pytest.mark.parametrize("settings, budget, words", [
-    ({}, 230, "less than one row"), ({"loss_type": "luspo"}, 900, "loss_type"),
-    ({"entropy_coef": 0.1}, 900, "entropy"), ({"top_entropy_quantile": 0.5}, 900, "entropy")])
-def test_settings_that_can_not_be_cut_are_refused(settings, budget, words, tmp_path, questions, retriever):
+@pytest.mark.parametrize(
+    "settings, budget, words",
+    [
+        ({}, 230, "less than one row"),
+        ({"loss_type": "luspo"}, 900, "loss_type"),
+        ({"entropy_coef": 0.1}, 900, "entropy"),
+        ({"top_entropy_quantile": 0.5}, 900, "entropy"),
+    ],
+)
+def test_settings_that_can_not_be_cut_are_refused(
+    settings, budget, words, tmp_path, questions, retriever
+):
     profile = replace(TINY, grpo=TINY.grpo | settings)
     with pytest.raises(ValueError, match=words):
         make(tmp_path, questions, retriever, profile, tokens_per_micro_batch=budget)
 
 
 def test_two_processes_with_other_lengths_run_the_same_number_of_parts(tmp_path):
-    """One process has eight short rows, the other eight long ones; the mean of their gradients is that of
-    two processes which do not cut."""
+    """One process has eight short rows, the other eight long ones; the mean of their
+    gradients is that of two processes which do not cut."""
     script = REPO / "tests" / "two_processes.py"
     for budget in (0, 300):
         subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-             str(script), str(tmp_path), str(budget)], check=True, capture_output=True, timeout=300,
-            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
-    whole, parts = (torch.load(tmp_path / f"{b}.pt", weights_only=True) for b in (0, 300))
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                "2",
+                str(script),
+                str(tmp_path),
+                str(budget),
+            ],
+            check=True,
+            capture_output=True,
+            timeout=300,
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )
+    whole, parts = (
+        torch.load(tmp_path / f"{b}.pt", weights_only=True) for b in (0, 300)
+    )
     assert whole["parts"] == [1, 1] and parts["parts"][0] == parts["parts"][1] > 1
     for name, gradient in whole["gradients"].items():
-        assert torch.allclose(parts["gradients"][name], gradient, rtol=0, atol=1e-5), name
+        assert torch.allclose(parts["gradients"][name], gradient, rtol=0, atol=1e-5), (
+            name
+        )
 
 
 # --- when memory runs out ---
+
 
 class Full(Spy):
     """Has no memory left in step 2, once."""
@@ -390,34 +600,59 @@ class Full(Spy):
     def _compute_loss(self, model, inputs):
         if self.state.global_step == 1 and Full.full:
             Full.full = False
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has …"
+            )
         return super()._compute_loss(model, inputs)
 
 
-def test_run_that_is_out_of_memory_says_what_to_lower_and_goes_on(tmp_path, questions, retriever):
-    settings = {"profile": asdict(replace(TINY, grpo=TINY.grpo | {"max_steps": 3, "save_steps": 50}))}
+def test_run_that_is_out_of_memory_says_what_to_lower_and_goes_on(
+    tmp_path, questions, retriever
+):
+    settings = {
+        "profile": asdict(
+            replace(TINY, grpo=TINY.grpo | {"max_steps": 3, "save_steps": 50})
+        )
+    }
     profile, state = replace(TINY, grpo=settings["profile"]["grpo"]), tmp_path / "state"
     assert data.resume_point(state, settings) is None
     asked = []
-    run = make(tmp_path, questions, retriever, profile, kind=Full, reward_funcs=[length_reward] * 2,
-               on_out_of_memory=lambda tokens: asked.append(tokens) or "Lower it.")
-    with pytest.raises(RuntimeError, match=r"step 2, .*Tried to allocate 2.00 GiB. .*\nLower it.") as error:
+    run = make(
+        tmp_path,
+        questions,
+        retriever,
+        profile,
+        kind=Full,
+        reward_funcs=[length_reward] * 2,
+        on_out_of_memory=lambda tokens: asked.append(tokens) or "Lower it.",
+    )
+    with pytest.raises(
+        RuntimeError, match=r"step 2, .*Tried to allocate 2.00 GiB. .*\nLower it."
+    ) as error:
         run.train()
-    assert asked[0] == max(run.longest, 32) and f"of {run.longest} tokens" in str(error.value)
+    assert asked[0] == max(run.longest, 32) and f"of {run.longest} tokens" in str(
+        error.value
+    )
     assert 20 < asked[0] <= TINY.limits.max_response_tokens
     settings["profile"]["limits"]["max_response_tokens"] = 200  # what it said to lower
     checkpoint = data.resume_point(state, settings)
     assert checkpoint.endswith("checkpoint-1")
-    assert data.resume_point(state, settings) == checkpoint  # also when it was stopped again at once
+    assert (
+        data.resume_point(state, settings) == checkpoint
+    )  # also when it was stopped again at once
     lower = replace(profile, limits=Limits(**settings["profile"]["limits"]))
     make(tmp_path, questions, retriever, lower, reward_funcs=[length_reward] * 2).train(
-        resume_from_checkpoint=checkpoint)
+        resume_from_checkpoint=checkpoint
+    )
     assert [r["step"] for r in log_of(tmp_path)] == ["1", "2", "3"]
     assert not (state / data.OUT_OF_MEMORY).exists()
-    assert data.resume_point(state, {"profile": asdict(profile)}) is None  # without that reason: a new run
+    assert (
+        data.resume_point(state, {"profile": asdict(profile)}) is None
+    )  # without that reason: a new run
 
 
 # --- where to go on ---
+
 
 def checkpoint(folder, step, state="{}"):
     (folder / f"checkpoint-{step}").mkdir(parents=True)
@@ -433,7 +668,10 @@ def test_resume_point_is_the_last_whole_checkpoint(tmp_path):
     checkpoint(folder, 120, None)
     checkpoint(folder, 140, '{"half')
     assert data.resume_point(folder, {"a": 1}) == str(folder / "checkpoint-100")
-    assert {f.name for f in folder.glob("checkpoint-*")} == {"checkpoint-20", "checkpoint-100"}
+    assert {f.name for f in folder.glob("checkpoint-*")} == {
+        "checkpoint-20",
+        "checkpoint-100",
+    }
 
 
 def test_run_with_other_settings_does_not_go_on(tmp_path):
@@ -446,9 +684,16 @@ def test_run_with_other_settings_does_not_go_on(tmp_path):
 
 # --- the checks of a batch and its mask ---
 
+
 def scripted(tokenizer, texts, question="Q?"):
-    return rollout(ScriptedEngine(tokenizer, {question: texts}), tokenizer, Shelf(), [{"question": question}],
-                   ROOMY, "S")[0]
+    return rollout(
+        ScriptedEngine(tokenizer, {question: texts}),
+        tokenizer,
+        Shelf(),
+        [{"question": question}],
+        ROOMY,
+        "S",
+    )[0]
 
 
 @pytest.fixture
@@ -459,10 +704,22 @@ def good(tokenizer):
 @given(st.data())
 def test_checks_accept_whatever_a_rollout_makes(tokenizer, chat, data):
     limits = data.draw(any_limits(check_limits(ROOMY, tokenizer, chat)))
-    scripts = {f"Question {i}?": [tokenizer(t, add_special_tokens=False)["input_ids"] for t in turns]
-               for i, turns in enumerate(data.draw(any_scripts))}
-    engine = Babbler(tokenizer, scripts, "S", limits.max_turns == 0, logprobs=data.draw(st.booleans()))
-    trajectories = rollout(engine, tokenizer, Shelf(), [{"question": q} for q in scripts], limits, "S")
+    scripts = {
+        f"Question {i}?": [
+            tokenizer(t, add_special_tokens=False)["input_ids"] for t in turns
+        ]
+        for i, turns in enumerate(data.draw(any_scripts))
+    }
+    engine = Babbler(
+        tokenizer,
+        scripts,
+        "S",
+        limits.max_turns == 0,
+        logprobs=data.draw(st.booleans()),
+    )
+    trajectories = rollout(
+        engine, tokenizer, Shelf(), [{"question": q} for q in scripts], limits, "S"
+    )
     check_batch(list(scripts), trajectories, limits)
     for t in trajectories:
         check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
@@ -478,18 +735,24 @@ def test_check_refuses_every_inverted_mask_of_a_model_that_spoke(tokenizer, chat
 
 def test_check_refuses_any_appended_token_that_is_trained_on(good, tokenizer, chat):
     ours = [i for i, m in enumerate(good.loss_mask) if m == 0]
-    ends = {i for i in ours if good.completion_ids[i] == chat.end_of_turn
-            and (i == 0 or good.loss_mask[i - 1] == 1)}  # where the model's turn ends: may be sampled
+    ends = {
+        i
+        for i in ours
+        if good.completion_ids[i] == chat.end_of_turn
+        and (i == 0 or good.loss_mask[i - 1] == 1)
+    }  # where the model's turn ends: may be sampled
     assert len(ends) == 3 and len(ours) > 60
     for i in sorted(set(ours) - ends):
-        mask = [*good.loss_mask[:i], 1, *good.loss_mask[i + 1:]]
-        with pytest.raises(ValueError, match=f"trains on token {i} .*observation or a header"):
+        mask = [*good.loss_mask[:i], 1, *good.loss_mask[i + 1 :]]
+        with pytest.raises(
+            ValueError, match=f"trains on token {i} .*observation or a header"
+        ):
             check_mask(good.completion_ids, mask, tokenizer, chat)
 
 
 def test_check_refuses_any_sampled_token_that_is_left_out(good, tokenizer, chat):
     for i in [i for i, m in enumerate(good.loss_mask) if m == 1]:
-        mask = [*good.loss_mask[:i], 0, *good.loss_mask[i + 1:]]
+        mask = [*good.loss_mask[:i], 0, *good.loss_mask[i + 1 :]]
         with pytest.raises(ValueError, match=f"leaves out token {i} "):
             check_mask(good.completion_ids, mask, tokenizer, chat)
 
@@ -506,17 +769,26 @@ def test_check_refuses_a_mask_shifted_by_one(good, tokenizer, chat):
 
 
 def test_check_refuses_turns_without_a_message_between_them(tokenizer, chat):
-    ids = tokenizer(f"{SEARCH}<|im_end|>{ANSWER}<|im_end|>", add_special_tokens=False)["input_ids"]
+    ids = tokenizer(f"{SEARCH}<|im_end|>{ANSWER}<|im_end|>", add_special_tokens=False)[
+        "input_ids"
+    ]
     with pytest.raises(ValueError, match="comes no user message"):
         check_mask(ids, [1] * len(ids), tokenizer, chat)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.completion_ids.append(5), "of lengths"), (lambda t: t.loss_mask.pop(), "of lengths"),
-    (lambda t: setattr(t, "logprobs", [0.0]), "of lengths"),
-    (lambda t: (t.completion_ids.clear(), t.loss_mask.clear()), "of lengths"),
-    (lambda t: t.question.update(question="Another?"), "answers another question than prompt 1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: t.completion_ids.append(5), "of lengths"),
+        (lambda t: t.loss_mask.pop(), "of lengths"),
+        (lambda t: setattr(t, "logprobs", [0.0]), "of lengths"),
+        (lambda t: (t.completion_ids.clear(), t.loss_mask.clear()), "of lengths"),
+        (
+            lambda t: t.question.update(question="Another?"),
+            "answers another question than prompt 1",
+        ),
+    ],
+)
 def test_check_refuses_a_batch_with_one_bad_row(tokenizer, change, message):
     rows = [scripted(tokenizer, [ANSWER]), scripted(tokenizer, [ANSWER], "R?")]
     check_batch(["Q?", "R?"], rows, ROOMY)
@@ -542,6 +814,7 @@ def test_check_refuses_a_row_beyond_the_limit(good):
 
 # --- what of TRL is leant on, beside its public interface ---
 
+
 def parameters_of(function):
     return list(inspect.signature(function).parameters)
 
@@ -565,12 +838,18 @@ def test_trl_unwraps_a_model_as_we_ask():
 
 def test_trl_passes_the_loss_as_this_test_file_asks_for_it():
     assert parameters_of(GRPOTrainer._compute_loss) == ["self", "model", "inputs"]
-    assert parameters_of(GRPOTrainer._generate_and_score_completions) == ["self", "inputs"]
+    assert parameters_of(GRPOTrainer._generate_and_score_completions) == [
+        "self",
+        "inputs",
+    ]
 
 
 def test_trl_has_the_attributes_that_we_read(two_steps):
     run = two_steps[0]
-    assert set(run._metrics) == {"train", "eval"} and run._metrics["train"]["new name"] == []
+    assert (
+        set(run._metrics) == {"train", "eval"}
+        and run._metrics["train"]["new name"] == []
+    )
     del run._metrics["train"]["new name"]
     assert run.num_generations == 4 and run.temperature == 1.0
     assert run.processing_class.chat_template and run.model_wrapped is not None
@@ -579,20 +858,32 @@ def test_trl_has_the_attributes_that_we_read(two_steps):
 
 def test_nothing_of_trl_is_overridden_but_what_is_tested_here():
     own = {name for name in vars(KnowledgeGRPOTrainer) if not name.startswith("__")}
-    assert own & set(dir(GRPOTrainer)) == {"log", "compute_loss", "training_step", "_get_train_sampler",
-                                           "_get_per_token_logps_and_entropies", "_save_rng_state",
-                                           "_run_epoch"}
+    assert own & set(dir(GRPOTrainer)) == {
+        "log",
+        "compute_loss",
+        "training_step",
+        "_get_train_sampler",
+        "_get_per_token_logps_and_entropies",
+        "_save_rng_state",
+        "_run_epoch",
+    }
 
 
-def test_transformers_notes_a_checkpoint_as_complete_after_all_processes_saved_their_random_states():
-    source = inspect.getsource(GRPOTrainer._save_checkpoint) + inspect.getsource(Trainer._save_checkpoint)
-    assert source.index("self._save_rng_state(output_dir)") < source.index("save_to_json(")
+def test_transformers_completes_a_checkpoint_after_all_saved_their_random_states():
+    source = inspect.getsource(GRPOTrainer._save_checkpoint) + inspect.getsource(
+        Trainer._save_checkpoint
+    )
+    assert source.index("self._save_rng_state(output_dir)") < source.index(
+        "save_to_json("
+    )
     ours = inspect.getsource(KnowledgeGRPOTrainer._save_rng_state)
     assert ours.index("super()._save_rng_state") < ours.index("wait_for_everyone")
 
 
 def test_trl_is_the_pinned_version():
-    assert f"trl=={trl.__version__}" in (REPO / "requirements.txt").read_text().replace(" ", "")
+    assert f"trl=={trl.__version__}" in (REPO / "requirements.txt").read_text().replace(
+        " ", ""
+    )
 
 
 def test_trainer_is_short_enough_to_read():
@@ -607,15 +898,24 @@ def test_private_parts_of_trls_vllm_that_are_used_are_as_they_were():
     assert "for name, param in self._iter_named_params():" in source
     assert "self._llm_weights_sleeping = self.enable_sleep_mode" in source
     push = inspect.getsource(GRPOTrainer._generate)
-    assert push.index("self.vllm_generation.sync_weights()") < push.index("self.rollout_func(prompts, self)")
+    assert push.index("self.vllm_generation.sync_weights()") < push.index(
+        "self.rollout_func(prompts, self)"
+    )
 
 
 def test_a_checkpoint_of_the_last_step_is_the_end(tmp_path, questions, retriever):
     """transformers would go on for one step more."""
-    run = make(tmp_path, questions, retriever, reward_funcs=[length_reward, length_reward])
+    run = make(
+        tmp_path, questions, retriever, reward_funcs=[length_reward, length_reward]
+    )
     run.train()
-    before = log_of(tmp_path), {n: p.detach().clone() for n, p in run.model.named_parameters() if "lora" in n}
-    again = make(tmp_path, questions, retriever, reward_funcs=[length_reward, length_reward])
+    before = (
+        log_of(tmp_path),
+        {n: p.detach().clone() for n, p in run.model.named_parameters() if "lora" in n},
+    )
+    again = make(
+        tmp_path, questions, retriever, reward_funcs=[length_reward, length_reward]
+    )
     again.train(resume_from_checkpoint=str(tmp_path / "state" / "checkpoint-2"))
     assert log_of(tmp_path) == before[0] and len(before[0]) == 2
     after = dict(again.model.named_parameters())

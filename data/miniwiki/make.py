@@ -1,4 +1,5 @@
-"""Writes the shipped fictional world: its passages and its question sets, the same on every machine."""
+"""Writes the shipped fictional world: its passages and its question sets, the same on
+every machine."""
 
 import argparse
 import random
@@ -8,16 +9,33 @@ from kr1_utils.data import write_jsonl
 from kr1_utils.miniwiki import SHIPPED_SEED, World, make_questions, make_world
 
 SIZES = {  # questions of each type
-    "train": {"single": 1000, "compositional": 1300, "comparison": 700, "inference": 400,
-              "bridge_comparison": 600},
-    "dev": {"single": 60, "compositional": 90, "comparison": 60, "inference": 30, "bridge_comparison": 60},
-    "test": {"compositional": 200, "comparison": 125, "inference": 75, "bridge_comparison": 100},
+    "train": {
+        "single": 1000,
+        "compositional": 1300,
+        "comparison": 700,
+        "inference": 400,
+        "bridge_comparison": 600,
+    },
+    "dev": {
+        "single": 60,
+        "compositional": 90,
+        "comparison": 60,
+        "inference": 30,
+        "bridge_comparison": 60,
+    },
+    "test": {
+        "compositional": 200,
+        "comparison": 125,
+        "inference": 75,
+        "bridge_comparison": 100,
+    },
     "test_single": {"single": 200},
 }
 
 
 def split_entities(world: World, shares: dict[str, float]) -> dict[str, set[str]]:
-    """Deal every entity to one split, kind by kind, so that no two splits ask about the same one."""
+    """Deal every entity to one split, kind by kind, so that no two splits ask about the
+    same one."""
     rng = random.Random(f"split-{world.seed}")
     splits: dict[str, set[str]] = {name: set() for name in shares}
     for kind in sorted(set(world.kind.values())):
@@ -25,7 +43,11 @@ def split_entities(world: World, shares: dict[str, float]) -> dict[str, set[str]
         rng.shuffle(titles)
         start = 0.0
         for name, share in shares.items():
-            splits[name] |= set(titles[round(start * len(titles)):round((start + share) * len(titles))])
+            splits[name] |= set(
+                titles[
+                    round(start * len(titles)) : round((start + share) * len(titles))
+                ]
+            )
             start += share
     return splits
 

@@ -1,10 +1,10 @@
-"""Owns the fictional world: facts, Wikipedia-like passages that state them, and questions.
+"""Owns the fictional world: facts, Wikipedia-like passages that state them, and
+questions.
 
-The names are made up and every world deals the facts anew, so nothing can be answered from
-memory. Question types follow 2WikiMultihopQA (Ho et al., 2020, https://arxiv.org/abs/2011.01060,
-section 2): compositional, comparison, inference, bridge_comparison; `single` stands beside them.
-Import it as `kr1_utils.miniwiki`.
-"""
+The names are made up and every world deals the facts anew, so nothing can be answered
+from memory. Question types follow 2WikiMultihopQA (Ho et al., 2020,
+https://arxiv.org/abs/2011.01060, section 2): compositional, comparison, inference,
+bridge_comparison; `single` stands beside them. Import it as `kr1_utils.miniwiki`."""
 
 from __future__ import annotations
 
@@ -15,31 +15,61 @@ from dataclasses import dataclass, field
 
 from kr1_utils.profiles import REPO
 
-SHIPPED_SEED = 7  # the world in data/miniwiki; tiny-lm is trained on worlds of other seeds
+SHIPPED_SEED = (
+    7  # the world in data/miniwiki; tiny-lm is trained on worlds of other seeds
+)
 MULTI_HOP = ("compositional", "comparison", "inference", "bridge_comparison")
 NO_ANSWER = "no answer"
 
-_WORDS = json.loads((REPO / "data" / "miniwiki" / "words.json").read_text(encoding="utf-8"))
-(WOMEN, MEN, SURNAMES, CITIES, COUNTRIES, ADJECTIVES, NOUNS, TRADES, OCCUPATIONS, GENRES, MONTHS) = (
-    words.split() for words in _WORDS.values() if isinstance(words, str))
+_WORDS = json.loads(
+    (REPO / "data" / "miniwiki" / "words.json").read_text(encoding="utf-8")
+)
+(
+    WOMEN,
+    MEN,
+    SURNAMES,
+    CITIES,
+    COUNTRIES,
+    ADJECTIVES,
+    NOUNS,
+    TRADES,
+    OCCUPATIONS,
+    GENRES,
+    MONTHS,
+) = (words.split() for words in _WORDS.values() if isinstance(words, str))
 # By fact. Sentence patterns: {s} subject, {p} its possessive, {o} the value.
 SENTENCES: dict[str, list[str]] = _WORDS["sentences"]
-# Questions about one fact of {x}, which is a title, or a phrase such as "the director of film F".
+# Questions about one fact of {x}, which is a title, or a phrase such as "the director
+# of film F".
 ASK: dict[str, list[str]] = _WORDS["ask"]
 LATER: dict[str, str] = _WORDS["later"]  # what to call a thing once it was named
 # What to call the first hop of a compositional question, and where it may lead.
 BRIDGES: dict[str, str] = _WORDS["bridges"]
-PERSON_FACTS = ("birth_date", "birth_city", "death_date", "nationality", "occupation", "father",
-                "mother", "spouse")
+PERSON_FACTS = (
+    "birth_date",
+    "birth_city",
+    "death_date",
+    "nationality",
+    "occupation",
+    "father",
+    "mother",
+    "spouse",
+)
 CITY_FACTS = ("country", "river")
-KIN = {name: tuple(path) for name, path in _WORDS["kin"].items()}  # relations that no passage states
+KIN = {
+    name: tuple(path) for name, path in _WORDS["kin"].items()
+}  # relations that no passage states
 COMPARE = {(kind, relation): forms for kind, relation, forms in _WORDS["compare"]}
-SAME, BRIDGE_COMPARE = _WORDS["same"], _WORDS["bridge_compare"]  # forms: [question, wants the earlier one]
+SAME, BRIDGE_COMPARE = (
+    _WORDS["same"],
+    _WORDS["bridge_compare"],
+)  # forms: [question, wants the earlier one]
 
 
 @dataclass
 class World:
-    """One world. `facts[title][relation]` is true; only `stated[title]` can be read in a passage."""
+    """One world. `facts[title][relation]` is true; only `stated[title]` can be read in
+    a passage."""
 
     seed: int
     kind: dict[str, str] = field(default_factory=dict)
@@ -62,14 +92,23 @@ def year(value: str) -> int:
 
 
 def _date(rng: random.Random, first: int, last: int) -> str:
-    return f"{rng.randint(1, 28)} {rng.choice(MONTHS)} {rng.randint(first, min(last, 1999))}"
+    return (
+        f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
+        f" {rng.randint(first, min(last, 1999))}"
+    )
 
 
 def _people(rng: random.Random, world: World, families: int, cities: list[str]) -> None:
-    """Three generations. Children bear the father's surname; couples come from two families."""
+    """Three generations. Children bear the father's surname; couples come from two
+    families."""
     taken: dict[str, list[str]] = {}
 
-    def person(woman: bool, surname: str, born: tuple[int, int], parents: tuple[str, str] | None) -> str:
+    def person(
+        woman: bool,
+        surname: str,
+        born: tuple[int, int],
+        parents: tuple[str, str] | None,
+    ) -> str:
         pool = [n for n in (WOMEN if woman else MEN) if f"{n} {surname}" not in taken]
         name = f"{rng.choice(pool or (WOMEN if woman else MEN))} {surname}"
         jobs = [j for j in OCCUPATIONS if j not in taken.get(name, [])]
@@ -78,9 +117,15 @@ def _people(rng: random.Random, world: World, families: int, cities: list[str]) 
         taken.setdefault(name, []).append(job)
         home = rng.choice(cities)
         own = world.facts[home]["country"]
-        facts = {"sex": "woman" if woman else "man", "occupation": job, "birth_city": home,
-                 "birth_date": _date(rng, *born),
-                 "nationality": own if rng.random() < 0.7 else rng.choice(world.of("country"))}
+        facts = {
+            "sex": "woman" if woman else "man",
+            "occupation": job,
+            "birth_city": home,
+            "birth_date": _date(rng, *born),
+            "nationality": own
+            if rng.random() < 0.7
+            else rng.choice(world.of("country")),
+        }
         if born[1] < 1935:
             birth = year(facts["birth_date"])
             facts["death_date"] = _date(rng, birth + 40, birth + 85)
@@ -108,29 +153,44 @@ def _people(rng: random.Random, world: World, families: int, cities: list[str]) 
         rng.shuffle(sons)
         couples = []
         for man, wife in zip(sons, daughters):
-            if world.facts[man]["father"] != world.facts[wife]["father"] and rng.random() < 0.5:
+            if (
+                world.facts[man]["father"] != world.facts[wife]["father"]
+                and rng.random() < 0.5
+            ):
                 marry(man, wife)
                 couples.append((man, wife))
 
 
 def _namesakes(rng: random.Random, world: World, share: float) -> None:
-    """Hard negatives: some people bear the name of a relative, and both titles name the occupation."""
+    """Hard negatives: some people bear the name of a relative, and both titles name the
+    occupation."""
     people = [p for p in world.of("person") if "(" not in p]
     rng.shuffle(people)
     for one in people[: int(share * len(people))]:
         for other in people:
-            if one in world.kind and other in world.kind and _can_be_namesakes(world, one, other):
+            if (
+                one in world.kind
+                and other in world.kind
+                and _can_be_namesakes(world, one, other)
+            ):
                 for person in (one, other):
-                    _rename(world, person, f"{one} ({world.facts[person]['occupation']})")
+                    _rename(
+                        world, person, f"{one} ({world.facts[person]['occupation']})"
+                    )
 
 
 def _can_be_namesakes(world: World, one: str, other: str) -> bool:
-    """Whether two people have one surname and sex, but neither one father nor one occupation."""
+    """Whether two people have one surname and sex, but neither one father nor one
+    occupation."""
     a, b = world.facts[one], world.facts[other]
-    return (one != other and one.split()[-1] == other.split()[-1] and a["sex"] == b["sex"]
-            and a["occupation"] != b["occupation"]
-            and ("father" not in a or a["father"] != b.get("father"))
-            and not any(f"{one} ({f['occupation']})" in world.kind for f in (a, b)))
+    return (
+        one != other
+        and one.split()[-1] == other.split()[-1]
+        and a["sex"] == b["sex"]
+        and a["occupation"] != b["occupation"]
+        and ("father" not in a or a["father"] != b.get("father"))
+        and not any(f"{one} ({f['occupation']})" in world.kind for f in (a, b))
+    )
 
 
 def _rename(world: World, old: str, new: str) -> None:
@@ -156,7 +216,10 @@ def make_world(seed: int, families: int = 100) -> World:
         world.kind[c], world.facts[c] = "country", {}
     for i, c in enumerate(cities):
         country = countries[i] if i < len(countries) else rng.choice(countries)
-        world.kind[c], world.facts[c] = "city", {"country": country, "river": rng.choice(SURNAMES)}
+        world.kind[c], world.facts[c] = (
+            "city",
+            {"country": country, "river": rng.choice(SURNAMES)},
+        )
         if i < len(countries):
             world.facts[country]["capital"] = c
     _people(rng, world, families, cities)
@@ -172,36 +235,65 @@ def make_world(seed: int, families: int = 100) -> World:
         return rng.choice([f"{a} {n}", f"The {a} {n}", f"The {n} and the {other}"])
 
     def film() -> dict[str, str]:
-        return {"director": rng.choice(makers), "release_year": str(rng.randint(1930, 1999)),
-                "genre": rng.choice(GENRES)}
+        return {
+            "director": rng.choice(makers),
+            "release_year": str(rng.randint(1930, 1999)),
+            "genre": rng.choice(GENRES),
+        }
 
     for _ in range(5 * families):
         title = work_title()
         if rng.random() < 0.06:  # a remake: one title, two years
             versions = [film(), film()]
-            if versions[0]["release_year"] != versions[1]["release_year"] and title not in world.kind:
+            if (
+                versions[0]["release_year"] != versions[1]["release_year"]
+                and title not in world.kind
+            ):
                 for facts in versions:
                     add("film", f"{title} ({facts['release_year']} film)", facts)
         elif not any(f"{title} ({y} film)" in world.kind for y in range(1930, 2000)):
             add("film", title, film())
     for _ in range(3 * families // 2):
-        add("song", work_title(), {"performer": rng.choice(makers),
-                                   "release_year": str(rng.randint(1930, 1999))})
-        add("company", f"{rng.choice(SURNAMES)} {rng.choice(TRADES)}",
-            {"founder": rng.choice(makers), "founded": str(rng.randint(1930, 1999)),
-             "headquarters": rng.choice(cities)})
+        add(
+            "song",
+            work_title(),
+            {
+                "performer": rng.choice(makers),
+                "release_year": str(rng.randint(1930, 1999)),
+            },
+        )
+        add(
+            "company",
+            f"{rng.choice(SURNAMES)} {rng.choice(TRADES)}",
+            {
+                "founder": rng.choice(makers),
+                "founded": str(rng.randint(1930, 1999)),
+                "headquarters": rng.choice(cities),
+            },
+        )
     for number, title in enumerate(world.facts):
         world.passages.append(_passage(rng, world, title, number))
     return world
 
 
 def _passage(rng: random.Random, world: World, title: str, number: int) -> dict:
-    """One to four sentences about `title`, and `world.stated[title]` says which facts they hold."""
+    """One to four sentences about `title`, and `world.stated[title]` says which facts
+    they hold."""
     kind, facts = world.kind[title], world.facts[title]
-    relations = [r for r in facts if r != "sex" and not (r == "release_year" and "(" in title)]
+    relations = [
+        r for r in facts if r != "sex" and not (r == "release_year" and "(" in title)
+    ]
     rng.shuffle(relations)
     # What questions build on is nearly always stated; the rest fills up.
-    key = ("father", "mother", "spouse", "director", "performer", "founder", "birth_date")
+    key = (
+        "father",
+        "mother",
+        "spouse",
+        "director",
+        "performer",
+        "founder",
+        "birth_date",
+    )
     relations.sort(key=lambda r: r in key and rng.random() < 0.7, reverse=True)
     chosen = relations[: rng.randint(min(3, len(relations)), 4)]
     rng.shuffle(chosen)
@@ -227,16 +319,30 @@ class _Asker:
 
     def __init__(self, rng: random.Random, world: World, subjects: set[str]):
         self.rng, self.world = rng, world
-        self.of = {k: sorted(s for s in subjects if world.kind[s] == k)
-                   for k in ("person", "film", "song", "company", "city", "country")}
+        self.of = {
+            k: sorted(s for s in subjects if world.kind[s] == k)
+            for k in ("person", "film", "song", "company", "city", "country")
+        }
         self.anyone = sorted(subjects)
 
     def fact(self, title: str, relation: str) -> str | None:
-        return self.world.facts[title].get(relation) if relation in self.world.stated[title] else None
+        return (
+            self.world.facts[title].get(relation)
+            if relation in self.world.stated[title]
+            else None
+        )
 
-    def _question(self, kind: str, text: str, answer: str, evidence: list[list[str]], **more) -> dict:
-        return {"question": text, "golden_answers": [answer], "type": kind,
-                "supporting_titles": [e[0] for e in evidence], "evidence": evidence, **more}
+    def _question(
+        self, kind: str, text: str, answer: str, evidence: list[list[str]], **more
+    ) -> dict:
+        return {
+            "question": text,
+            "golden_answers": [answer],
+            "type": kind,
+            "supporting_titles": [e[0] for e in evidence],
+            "evidence": evidence,
+            **more,
+        }
 
     def single(self) -> dict | None:
         title = self.rng.choice(self.anyone)
@@ -246,20 +352,28 @@ class _Asker:
         return self._question("single", text, answer, [[title, relation, answer]])
 
     def compositional(self) -> dict | None:
-        kind = self.rng.choices(["film", "song", "company", "person", "country"], [8, 3, 4, 2, 1])[0]
+        kind = self.rng.choices(
+            ["film", "song", "company", "person", "country"], [8, 3, 4, 2, 1]
+        )[0]
         first = self.rng.choice(self.of[kind] or self.of["film"])
         stated = sorted(r for r in self.world.stated[first] if r in BRIDGES)
         if not stated:
             return None
         bridge = self.rng.choice(stated)
         middle = self.world.facts[first][bridge]
-        last = self.rng.choice(CITY_FACTS if self.world.kind[middle] == "city" else PERSON_FACTS)
+        last = self.rng.choice(
+            CITY_FACTS if self.world.kind[middle] == "city" else PERSON_FACTS
+        )
         answer = self.fact(middle, last)
         if answer is None or answer == first:
             return None
         text = self.rng.choice(ASK[last]).format(x=BRIDGES[bridge].format(s=first))
-        return self._question("compositional", text, answer,
-                              [[first, bridge, middle], [middle, last, answer]])
+        return self._question(
+            "compositional",
+            text,
+            answer,
+            [[first, bridge, middle], [middle, last, answer]],
+        )
 
     def inference(self) -> dict | None:
         person, kin = self.rng.choice(self.of["person"]), self.rng.choice(list(KIN))
@@ -268,14 +382,24 @@ class _Asker:
         answer = middle and self.fact(middle, two)
         if not answer:
             return None
-        text = self.rng.choice(["Who is the {k} of {x}?", "Who is {x}'s {k}?"]).format(k=kin, x=person)
-        return self._question("inference", text, answer,
-                              [[person, one, middle], [middle, two, answer]])
+        text = self.rng.choice(["Who is the {k} of {x}?", "Who is {x}'s {k}?"]).format(
+            k=kin, x=person
+        )
+        return self._question(
+            "inference", text, answer, [[person, one, middle], [middle, two, answer]]
+        )
 
-    def _pair(self, kind: str, value_of: Callable[[str], str | None], same: bool | None) -> list[str] | None:
-        """Two titles whose values are equal (`same`), are not (`not same`), or differ in the year (None)."""
+    def _pair(
+        self, kind: str, value_of: Callable[[str], str | None], same: bool | None
+    ) -> list[str] | None:
+        """Two titles whose values are equal (`same`), are not (`not same`), or differ
+        in the year (None)."""
         pool = self.of[kind]
-        known = [t for t in self.rng.sample(pool, min(len(pool), 60)) if value_of(t) is not None]
+        known = [
+            t
+            for t in self.rng.sample(pool, min(len(pool), 60))
+            if value_of(t) is not None
+        ]
         for b in known[1:]:
             x, y = value_of(known[0]), value_of(b)
             if (year(x) != year(y)) if same is None else ((x == y) == same):
@@ -283,7 +407,9 @@ class _Asker:
         return None
 
     def comparison(self) -> dict | None:
-        (kind, relation), forms = self.rng.choice([*COMPARE.items(), (("person", "nationality"), None)])
+        (kind, relation), forms = self.rng.choice(
+            [*COMPARE.items(), (("person", "nationality"), None)]
+        )
         same = None if forms else self.rng.random() < 0.5
         pair = self._pair(kind, lambda title: self.fact(title, relation), same)
         if pair is None:
@@ -291,11 +417,20 @@ class _Asker:
         a, b = pair
         evidence = [[t, relation, self.world.facts[t][relation]] for t in pair]
         if forms is None:
-            return self._question("comparison", SAME["person"].format(a=a, b=b),
-                                  "yes" if same else "no", evidence)
+            return self._question(
+                "comparison",
+                SAME["person"].format(a=a, b=b),
+                "yes" if same else "no",
+                evidence,
+            )
         form, earlier = self.rng.choice(forms)
-        answer = min(pair, key=lambda t: year(self.world.facts[t][relation]) * (1 if earlier else -1))
-        return self._question("comparison", form.format(a=a, b=b), answer, evidence, earlier=earlier)
+        answer = min(
+            pair,
+            key=lambda t: year(self.world.facts[t][relation]) * (1 if earlier else -1),
+        )
+        return self._question(
+            "comparison", form.format(a=a, b=b), answer, evidence, earlier=earlier
+        )
 
     def bridge_comparison(self) -> dict | None:
         relation = "nationality" if self.rng.random() < 0.35 else "birth_date"
@@ -311,20 +446,34 @@ class _Asker:
             return None
         a, b = films
         values = [value_of(a), value_of(b)]
-        evidence = [t for f, d, v in zip(films, directors, values)
-                    for t in ([f, "director", d], [d, relation, v])]
+        evidence = [
+            t
+            for f, d, v in zip(films, directors, values)
+            for t in ([f, "director", d], [d, relation, v])
+        ]
         if relation == "nationality":
-            return self._question("bridge_comparison", SAME["film"].format(a=a, b=b),
-                                  "yes" if same else "no", evidence)
+            return self._question(
+                "bridge_comparison",
+                SAME["film"].format(a=a, b=b),
+                "yes" if same else "no",
+                evidence,
+            )
         form, earlier = self.rng.choice(BRIDGE_COMPARE)
         answer = films[(year(values[0]) < year(values[1])) != earlier]
-        return self._question("bridge_comparison", form.format(a=a, b=b), answer, evidence,
-                              earlier=earlier)
+        return self._question(
+            "bridge_comparison",
+            form.format(a=a, b=b),
+            answer,
+            evidence,
+            earlier=earlier,
+        )
 
 
-def make_questions(world: World, counts: dict[str, int], subjects: set[str], seed: int,
-                   prefix: str) -> list[dict]:
-    """`counts[type]` different questions of each type that name only entities in `subjects`.
+def make_questions(
+    world: World, counts: dict[str, int], subjects: set[str], seed: int, prefix: str
+) -> list[dict]:
+    """`counts[type]` different questions of each type that name only entities in
+    `subjects`.
 
     Raises:
         ValueError: if the world is too small to find that many.
@@ -336,10 +485,16 @@ def make_questions(world: World, counts: dict[str, int], subjects: set[str], see
         while found < wanted:
             tries += 1
             if tries > 400 * wanted + 10_000:
-                raise ValueError(f"found {found} of {wanted} {kind} questions: make the world larger")
+                raise ValueError(
+                    f"found {found} of {wanted} {kind} questions: make the world larger"
+                )
             q = getattr(asker, kind)()
-            if q is None or q["question"] in seen or q["golden_answers"][0] in q["question"] and (
-                    kind in ("single", "compositional", "inference")):
+            if (
+                q is None
+                or q["question"] in seen
+                or q["golden_answers"][0] in q["question"]
+                and (kind in ("single", "compositional", "inference"))
+            ):
                 continue
             seen.add(q["question"])
             out.append(q)
@@ -349,10 +504,11 @@ def make_questions(world: World, counts: dict[str, int], subjects: set[str], see
 
 
 def verdict(a: str, x: str, b: str, y: str, earlier: bool | None) -> str:
-    """What follows from a's value x and b's value y: which is earlier or later, or (None) the same.
+    """What follows from a's value x and b's value y: which is earlier or later, or
+    (None) the same.
 
-    Value first, name behind it: then naming the winner is copying what came after its value.
-    """
+    Value first, name behind it: then naming the winner is copying what came after its
+    value."""
     if earlier is None:
         return f"{x} and {y} are {'the same' if x == y else 'different'}."
     pick = (min if earlier else max)((x, a), (y, b), key=lambda value: int(value[0]))
@@ -360,16 +516,19 @@ def verdict(a: str, x: str, b: str, y: str, earlier: bool | None) -> str:
 
 
 def demonstration(question: dict) -> list[tuple[str, str, str]]:
-    """What a patient expert would say: one (thought, 'search' or 'answer', content) a turn.
+    """What a patient expert would say: one (thought, 'search' or 'answer', content) a
+    turn.
 
-    The expert searches each title of the evidence in turn, notes what it read, and answers.
-    """
+    The expert searches each title of the evidence in turn, notes what it read, and
+    answers."""
     evidence, answer = question["evidence"], question["golden_answers"][0]
     compares = question["type"] in ("comparison", "bridge_comparison")
     subject, turns, note, values = "", [], "I need to read about it.", []
     for i, (title, relation, value) in enumerate(evidence):
         turns.append((note, "search", title))
-        subject = title if question["type"] != "bridge_comparison" or i % 2 == 0 else subject
+        subject = (
+            title if question["type"] != "bridge_comparison" or i % 2 == 0 else subject
+        )
         short = value.split()[-1] if relation == "birth_date" and compares else value
         if compares and relation not in ("director",):
             values.append((subject, short))
@@ -380,4 +539,3 @@ def demonstration(question: dict) -> list[tuple[str, str, str]]:
         (a, x), (b, y) = values
         note = f"{x}: {a}. {y}: {b}. {verdict(a, x, b, y, question.get('earlier'))}"
     return [*turns, (note, "answer", answer)]
-

@@ -1,5 +1,6 @@
-"""Measures the agent loop side by side: the same model answers the same questions, greedily and within
-the same limits, in four ways, and what each computes is counted beside the least that is possible.
+"""Measures the agent loop side by side: the same model answers the same questions,
+greedily and within the same limits, in four ways, and what each computes is counted
+beside the least that is possible.
 
 `python -m kr1_utils.bench agent` calls it.
 """
@@ -21,12 +22,19 @@ from kr1_utils.retriever import Retriever
 WAYS = ("one_by_one", "batched", "trl_tools", "vllm")
 
 
-def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter: str | None = None) -> dict:
-    """Questions a second and tokens computed a question, for each way of running the loop.
+def agent(
+    profile: Profile,
+    questions: list[dict],
+    passages: list[dict],
+    adapter: str | None = None,
+) -> dict:
+    """Questions a second and tokens computed a question, for each way of running the
+    loop.
 
-    Tokens computed count everything that goes through the model: padding, and rows that are finished
-    while others still write. The floor computes every token of prompt and trajectory once. One by one is
-    the way of the original: every turn computes the whole conversation again, and searches alone.
+    Tokens computed count everything that goes through the model: padding, and rows that
+    are finished while others still write. The floor computes every token of prompt and
+    trajectory once. One by one is the way of the original: every turn computes the
+    whole conversation again, and searches alone.
 
     Returns:
         {way: {"questions_per_second", "tokens_computed_per_question", "floor_ratio",
@@ -41,11 +49,23 @@ def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter
     chat = ChatFormat.of(tokenizer)
 
     def run(engine, batches) -> list[Trajectory]:
-        return [t for batch in batches
-                for t in rollout(engine, tokenizer, retriever, batch, profile.limits, profile.system_prompt)]
+        return [
+            t
+            for batch in batches
+            for t in rollout(
+                engine,
+                tokenizer,
+                retriever,
+                batch,
+                profile.limits,
+                profile.system_prompt,
+            )
+        ]
 
     def transformers(batches, keep_cache):
-        engine = TransformersEngine(model, tokenizer, chat.end_of_turn, 0.0, keep_cache=keep_cache)
+        engine = TransformersEngine(
+            model, tokenizer, chat.end_of_turn, 0.0, keep_cache=keep_cache
+        )
         return run(engine, batches), engine.computed
 
     ways = {
@@ -57,8 +77,15 @@ def agent(profile: Profile, questions: list[dict], passages: list[dict], adapter
         if importlib.util.find_spec("vllm"):
             models.save_adapter(model, tokenizer, Path(folder) / "model")
             vllm = VLLMEngine.open(
-                str(Path(folder) / "model"), tokenizer, chat.end_of_turn, 0.0, dtype=model.dtype, seed=0,
-                max_model_len=min(4096, model.config.max_position_embeddings), max_num_seqs=256)
+                str(Path(folder) / "model"),
+                tokenizer,
+                chat.end_of_turn,
+                0.0,
+                dtype=model.dtype,
+                seed=0,
+                max_model_len=min(4096, model.config.max_position_embeddings),
+                max_num_seqs=256,
+            )
 
             def with_vllm():
                 before = vllm.computed
@@ -84,5 +111,9 @@ def _measure(way, count: int) -> dict:
     seconds = time.perf_counter() - start
     floor = sum(len(t.prompt_ids) + len(t.completion_ids) for t in trajectories)
     searches = sum(t.searches for t in trajectories)
-    return {"questions_per_second": count / seconds, "tokens_computed_per_question": computed / count,
-            "floor_ratio": computed / floor, "searches_per_question": searches / count}
+    return {
+        "questions_per_second": count / seconds,
+        "tokens_computed_per_question": computed / count,
+        "floor_ratio": computed / floor,
+        "searches_per_question": searches / count,
+    }

@@ -1,11 +1,10 @@
-"""Measures BM25 engines side by side: from one file of passages to an index on disk, and from the same
-queries to passages.
+"""Measures BM25 engines side by side: from one file of passages to an index on disk,
+and from the same queries to passages.
 
-`python -m kr1_utils.bench retrieval [--passages N] [--json]` calls it. Each engine runs in a process of
-its own, one after the other, and its memory is watched from outside. `python
-data/reference/bench_retrieval.py N …` indexes N passages with ours alone and prints what that took: rows of
-index_memory.csv.
-"""
+`python -m kr1_utils.bench retrieval [--passages N] [--json]` calls it. Each engine runs
+in a process of its own, one after the other, and its memory is watched from outside.
+`python data/reference/bench_retrieval.py N …` indexes N passages with ours alone and
+prints what that took: rows of index_memory.csv."""
 
 import json
 import os
@@ -29,16 +28,65 @@ from kr1_utils.data import read_passages
 from kr1_utils.retriever import BM25, Retriever
 
 K, BATCHES, QUERIES = 10, (1, 64, 512), 512
-# What text is like in 10,938 passages of Wikipedia that go with questions of 2WikiMultihopQA: of all words,
-# those on the stop list, with a capital, with punctuation behind, with a letter beyond ASCII; of the words
-# not on the list, those that stand there once; the deciles of a passage's length in words; and, of the words
+# What text is like in 10,938 passages of Wikipedia that go with questions of
+# 2WikiMultihopQA: of all words, those on the stop list, with a capital, with
+# punctuation behind, with a letter beyond ASCII; of the words not on the list, those
+# that stand there once; the deciles of a passage's length in words; and, of the words
 # not on the list, the share of the commonest, up to a rank.
 STOP, CAPITAL, PUNCTUATION, ACCENT, NEW = 0.279, 0.327, 0.181, 0.017, 0.063
 LENGTHS = [4, 19, 28, 39, 52, 72, 96, 100, 100, 107, 250]
-RANKS = [0, 1, 2, 4, 6, 11, 18, 29, 47, 77, 125, 203, 330, 535, 867, 1406, 2281, 3698, 5996, 9723, 15764,
-         25560, 41443, 67196]
-SHARES = [0, .0148, .0296, .0496, .0597, .0801, .1001, .125, .1561, .1952, .2432, .2973, .3598, .427, .5015,
-          .5754, .6443, .7101, .772, .8288, .8791, .9211, .9562, 1.0]
+RANKS = [
+    0,
+    1,
+    2,
+    4,
+    6,
+    11,
+    18,
+    29,
+    47,
+    77,
+    125,
+    203,
+    330,
+    535,
+    867,
+    1406,
+    2281,
+    3698,
+    5996,
+    9723,
+    15764,
+    25560,
+    41443,
+    67196,
+]
+SHARES = [
+    0,
+    0.0148,
+    0.0296,
+    0.0496,
+    0.0597,
+    0.0801,
+    0.1001,
+    0.125,
+    0.1561,
+    0.1952,
+    0.2432,
+    0.2973,
+    0.3598,
+    0.427,
+    0.5015,
+    0.5754,
+    0.6443,
+    0.7101,
+    0.772,
+    0.8288,
+    0.8791,
+    0.9211,
+    0.9562,
+    1.0,
+]
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
 
 
@@ -51,20 +99,29 @@ def spell(rank: int) -> str:
 
 
 def passages(count: int, seed: int = 0):
-    """Made-up passages with those statistics; new words keep coming, as they do in real text."""
+    """Made-up passages with those statistics; new words keep coming, as they do in real
+    text."""
     random = np.random.default_rng(seed)
     common, stop = [spell(r) for r in range(RANKS[-1])], list(STOPWORDS_EN)
     for start in range(0, count, 10_000):
         size = random.random(min(10_000, count - start))
-        sizes = np.interp(size, np.linspace(0, 1, 11), LENGTHS).astype(int) + 3  # the title has three
+        sizes = (
+            np.interp(size, np.linspace(0, 1, 11), LENGTHS).astype(int) + 3
+        )  # the title has three
         total = sizes.sum()
         ranks = np.interp(random.random(total), SHARES, RANKS).astype(int)
         new = random.random(total) < NEW
-        ranks[new] = np.exp(random.uniform(np.log(RANKS[-1]), np.log(1e9), new.sum())).astype(int)
-        kind = random.random((4, total)) < np.array([[STOP], [CAPITAL], [PUNCTUATION], [ACCENT]])
+        ranks[new] = np.exp(
+            random.uniform(np.log(RANKS[-1]), np.log(1e9), new.sum())
+        ).astype(int)
+        kind = random.random((4, total)) < np.array(
+            [[STOP], [CAPITAL], [PUNCTUATION], [ACCENT]]
+        )
         which = random.integers(0, len(stop), total)
-        words = [stop[w] if s else common[r] if r < RANKS[-1] else spell(r)
-                 for r, s, w in zip(ranks.tolist(), kind[0].tolist(), which.tolist())]
+        words = [
+            stop[w] if s else common[r] if r < RANKS[-1] else spell(r)
+            for r, s, w in zip(ranks.tolist(), kind[0].tolist(), which.tolist())
+        ]
         for i in np.flatnonzero(kind[1]):
             words[i] = words[i].capitalize()
         for i in np.flatnonzero(kind[3]):
@@ -73,18 +130,33 @@ def passages(count: int, seed: int = 0):
             words[i] += ","
         at = 0
         for n, size in enumerate(sizes.tolist()):
-            text = words[at:at + size]
+            text = words[at : at + size]
             at += size
-            yield {"id": str(start + n), "title": " ".join(text[:3]), "text": " ".join(text[3:])}
+            yield {
+                "id": str(start + n),
+                "title": " ".join(text[:3]),
+                "text": " ".join(text[3:]),
+            }
 
 
 def questions(file: Path) -> list[str]:
-    """Some words of a passage, as many as a question has beside those of the stop list."""
+    """Some words of a passage, as many as a question has beside those of the stop
+    list."""
     random = np.random.default_rng(1)
-    texts = [text for p in islice(read_passages(file), 20_000)
-             if len(text := [w for w in p["text"].split() if w.strip(",").lower() not in STOPWORDS_EN]) > 6]
-    return [" ".join(random.choice(texts[i], 6))
-            for i in random.choice(len(texts), QUERIES, replace=len(texts) < QUERIES)]
+    texts = [
+        text
+        for p in islice(read_passages(file), 20_000)
+        if len(
+            text := [
+                w for w in p["text"].split() if w.strip(",").lower() not in STOPWORDS_EN
+            ]
+        )
+        > 6
+    ]
+    return [
+        " ".join(random.choice(texts[i], 6))
+        for i in random.choice(len(texts), QUERIES, replace=len(texts) < QUERIES)
+    ]
 
 
 def ours(file: Path, folder: Path):
@@ -94,17 +166,31 @@ def ours(file: Path, folder: Path):
 
 def bm25s_plain(file: Path, folder: Path, backend: str = "numba"):
     corpus, stemmer = list(read_passages(file)), Stemmer.Stemmer("english")
-    index, texts = bm25s.BM25(**BM25, backend=backend), [f"{p['title']} {p['text']}" for p in corpus]
+    index, texts = (
+        bm25s.BM25(**BM25, backend=backend),
+        [f"{p['title']} {p['text']}" for p in corpus],
+    )
     tokens = bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
     index.index(tokens, show_progress=False)
     index.save(folder, corpus=corpus)
     threads = len(os.sched_getaffinity(0))
 
     def search(queries):
-        asked = bm25s.tokenize(queries, stopwords="en", stemmer=stemmer, return_ids=False,
-                               show_progress=False)
-        return index.retrieve(asked, corpus, K, n_threads=threads if len(asked) > 1 else 0,
-                              show_progress=False, return_as="documents")
+        asked = bm25s.tokenize(
+            queries,
+            stopwords="en",
+            stemmer=stemmer,
+            return_ids=False,
+            show_progress=False,
+        )
+        return index.retrieve(
+            asked,
+            corpus,
+            K,
+            n_threads=threads if len(asked) > 1 else 0,
+            show_progress=False,
+            return_as="documents",
+        )
 
     return search
 
@@ -112,29 +198,47 @@ def bm25s_plain(file: Path, folder: Path, backend: str = "numba"):
 def bm25s_one_by_one(file: Path, folder: Path):
     """As the original called it: plain NumPy, one call a query, whatever the batch."""
     search = bm25s_plain(file, folder, "numpy")
-    return lambda queries: [search([q])[0] for q in queries[:32]]  # it takes too long for more
+    return lambda queries: [
+        search([q])[0] for q in queries[:32]
+    ]  # it takes too long for more
 
 
 def tantivy(file: Path, folder: Path):
     import tantivy
 
-    schema = tantivy.SchemaBuilder().add_text_field("id", stored=True, tokenizer_name="raw").add_text_field(
-        "text", stored=True, tokenizer_name="en_stem").build()
+    schema = (
+        tantivy.SchemaBuilder()
+        .add_text_field("id", stored=True, tokenizer_name="raw")
+        .add_text_field("text", stored=True, tokenizer_name="en_stem")
+        .build()
+    )
     folder.mkdir()
     index = tantivy.Index(schema, str(folder))
-    writer = index.writer(heap_size=512 * 2**20, num_threads=len(os.sched_getaffinity(0)))
+    writer = index.writer(
+        heap_size=512 * 2**20, num_threads=len(os.sched_getaffinity(0))
+    )
     for p in read_passages(file):
-        writer.add_document(tantivy.Document(id=p["id"], text=f"{p['title']} {p['text']}"))
+        writer.add_document(
+            tantivy.Document(id=p["id"], text=f"{p['title']} {p['text']}")
+        )
     writer.commit()
     writer.wait_merging_threads()
     index.reload()
-    searcher, threads = index.searcher(), ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    searcher, threads = (
+        index.searcher(),
+        ThreadPoolExecutor(len(os.sched_getaffinity(0))),
+    )
 
     def one(query: str) -> list[dict]:
         found = searcher.search(index.parse_query(query, ["text"]), K).hits
-        return [{"id": (passage := searcher.doc(at))["id"][0], "text": passage["text"][0]} for _, at in found]
+        return [
+            {"id": (passage := searcher.doc(at))["id"][0], "text": passage["text"][0]}
+            for _, at in found
+        ]
 
-    return lambda queries: list(threads.map(one, queries)) if len(queries) > 1 else [one(queries[0])]
+    return lambda queries: (
+        list(threads.map(one, queries)) if len(queries) > 1 else [one(queries[0])]
+    )
 
 
 ENGINES = {f.__name__: f for f in (bm25s_one_by_one, bm25s_plain, ours, tantivy)}
@@ -144,20 +248,31 @@ def measure(engine: str, file: Path, folder: Path, count: int) -> dict:
     """One engine, in this process."""
     asked, start = questions(file), time.perf_counter()
     search = ENGINES[engine](file, folder)
-    result = {"passages_per_second": count / (time.perf_counter() - start), "queries_per_second": {}}
+    result = {
+        "passages_per_second": count / (time.perf_counter() - start),
+        "queries_per_second": {},
+    }
     search(asked[:8]), search(asked[:1])  # what compiles, compiles now
     for size in BATCHES:
         start, answered, top = time.perf_counter(), 0, []
-        while answered < QUERIES and (answered == 0 or time.perf_counter() - start < 10):
-            found = search(asked[answered:answered + size])
+        while answered < QUERIES and (
+            answered == 0 or time.perf_counter() - start < 10
+        ):
+            found = search(asked[answered : answered + size])
             answered += len(found)
             top += [[int(p["id"]) for p in passages] for passages in found]
-        result["queries_per_second"][str(size)] = answered / (time.perf_counter() - start)
-    return result | {"top": top, "disk_mib": sum(f.stat().st_size for f in folder.rglob("*")) / 2**20}
+        result["queries_per_second"][str(size)] = answered / (
+            time.perf_counter() - start
+        )
+    return result | {
+        "top": top,
+        "disk_mib": sum(f.stat().st_size for f in folder.rglob("*")) / 2**20,
+    }
 
 
 def anonymous_mib(process: psutil.Process) -> float:
-    """Memory that is no file's, of a process and its children: index pages that are shared do not count."""
+    """Memory that is no file's, of a process and its children: index pages that are
+    shared do not count."""
     total = 0.0
     for p in [process, *process.children(recursive=True)]:
         try:
@@ -171,7 +286,14 @@ def anonymous_mib(process: psutil.Process) -> float:
 def apart(engine: str, file: Path, count: int) -> dict:
     """One engine in a process of its own, with its peak memory."""
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        command = [sys.executable, __file__, engine, str(file), str(Path(folder, "index")), str(count)]
+        command = [
+            sys.executable,
+            __file__,
+            engine,
+            str(file),
+            str(Path(folder, "index")),
+            str(count),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         peak, watched = [0.0], psutil.Process(process.pid)
 
@@ -198,16 +320,23 @@ def main(args) -> tuple[dict, dict]:
 
 
 def retrieval(count: int, file: Path | None = None) -> tuple[dict, dict]:
-    """How many passages, and {engine: what was measured}: of made-up ones, or the first of a file's."""
+    """How many passages, and {engine: what was measured}: of made-up ones, or the first
+    of a file's."""
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "passages.jsonl")
         with corpus.open("w") as out:
             made = islice(read_passages(file), count) if file else passages(count)
-            written = sum(bool(out.write(json.dumps({**p, "id": str(n)}) + "\n")) for n, p in enumerate(made))
+            written = sum(
+                bool(out.write(json.dumps({**p, "id": str(n)}) + "\n"))
+                for n, p in enumerate(made)
+            )
         engines = {name: apart(name, corpus, written) for name in ENGINES}
     best = engines["bm25s_plain"]["top"]
     for row in engines.values():
-        same = [len({*ours} & {*theirs}) / max(len(theirs), 1) for ours, theirs in zip(row.pop("top"), best)]
+        same = [
+            len({*ours} & {*theirs}) / max(len(theirs), 1)
+            for ours, theirs in zip(row.pop("top"), best)
+        ]
         row["top10_agreement"] = float(np.mean(same))
     return {"passages": written}, engines
 
@@ -225,5 +354,12 @@ if __name__ == "__main__":
                     out.writelines(json.dumps(p) + "\n" for p in passages(count))
                 row = apart("ours", corpus, count)
                 shutil.rmtree(folder, ignore_errors=True)
-            print(count, *(round(row[k]) for k in ("passages_per_second", "peak_mib", "disk_mib")), sep=",",
-                  flush=True)
+            print(
+                count,
+                *(
+                    round(row[k])
+                    for k in ("passages_per_second", "peak_mib", "disk_mib")
+                ),
+                sep=",",
+                flush=True,
+            )

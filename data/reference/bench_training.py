@@ -1,4 +1,5 @@
-"""Writes bench_training.csv: updates of `tiny`, the same batches in one pass, as TRL runs them, and in parts.
+"""Writes bench_training.csv: updates of `tiny`, the same batches in one pass, as TRL
+runs them, and in parts.
 
 On one core it takes six minutes: `python data/reference/bench_training.py`.
 """
@@ -21,23 +22,34 @@ from kr1_utils.trainer import KnowledgeGRPOTrainer, grpo_config
 
 
 def training(profile: Profile, budget: int, repeats: int) -> list[dict]:
-    """Time and memory of one update's forward and backward passes, whole and in parts, on the same batches.
+    """Time and memory of one update's forward and backward passes, whole and in parts,
+    on the same batches.
 
-    Batches are random tokens in rows of equal lengths, or of mixed ones: most of a quarter of the mean, one
-    in eight long. Memory is counted in living tensors, the model's own not among them.
+    Batches are random tokens in rows of equal lengths, or of mixed ones: most of a
+    quarter of the mean, one in eight long. Memory is counted in living tensors, the
+    model's own not among them.
 
     Returns:
-        one row a batch and way: `lengths`, `mean_tokens` (of a response), `way` ("trl" or "parts"),
-        `passes`, `seconds` (the best of `repeats`, in turn with the other way) and `peak_mib`.
+        one row a batch and way: `lengths`, `mean_tokens` (of a response), `way` ("trl"
+        or "parts"), `passes`, `seconds` (the best of `repeats`, in turn with the other
+        way) and `peak_mib`.
     """
     model, tokenizer = models.load(profile.model)
     rows, prompt, out = profile.grpo["per_device_train_batch_size"], 30, []
     with tempfile.TemporaryDirectory() as folder:
         run = KnowledgeGRPOTrainer(
-            model, args=grpo_config(profile, 0, folder), processing_class=tokenizer, folder=folder,
-            train_dataset=training_set([{"id": "1", "question": "Who?", "golden_answers": ["A"]}]),
-            retriever=None, limits=profile.limits, peft_config=models.lora_config(profile),
-            tokens_per_micro_batch=budget)
+            model,
+            args=grpo_config(profile, 0, folder),
+            processing_class=tokenizer,
+            folder=folder,
+            train_dataset=training_set(
+                [{"id": "1", "question": "Who?", "golden_answers": ["A"]}]
+            ),
+            retriever=None,
+            limits=profile.limits,
+            peft_config=models.lora_config(profile),
+            tokens_per_micro_batch=budget,
+        )
     run.current_gradient_accumulation_steps = 1
     random = torch.Generator().manual_seed(0)
     for kind, mean in [(k, m) for k in ("equal", "mixed") for m in (40, 80, 120)]:
@@ -46,10 +58,17 @@ def training(profile: Profile, budget: int, repeats: int) -> list[dict]:
             lengths[:], lengths[::8] = mean // 4, mean * 25 // 4
         longest = int(lengths.max())
         mask = (torch.arange(longest) < lengths).long()  # (B, T)
-        ids = torch.randint(5, len(tokenizer), (rows, prompt + longest), generator=random)
-        batch = {"prompt_ids": ids[:, :prompt], "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
-                 "completion_ids": ids[:, prompt:] * mask, "completion_mask": mask,
-                 "advantages": torch.randn(rows, generator=random), "num_items_in_batch": mask.sum()}
+        ids = torch.randint(
+            5, len(tokenizer), (rows, prompt + longest), generator=random
+        )
+        batch = {
+            "prompt_ids": ids[:, :prompt],
+            "prompt_mask": torch.ones(rows, prompt, dtype=torch.long),
+            "completion_ids": ids[:, prompt:] * mask,
+            "completion_mask": mask,
+            "advantages": torch.randn(rows, generator=random),
+            "num_items_in_batch": mask.sum(),
+        }
         batch = {name: value.to(run.model.device) for name, value in batch.items()}
         ways, seconds = {"trl": 0, "parts": budget}, {"trl": [], "parts": []}
 
@@ -63,8 +82,17 @@ def training(profile: Profile, budget: int, repeats: int) -> list[dict]:
             update(ways[way])
             seconds[way].append(time.perf_counter() - start)
         parts = micro_batches([(prompt, n) for n in lengths.flatten().tolist()], budget)
-        out += [{"lengths": kind, "mean_tokens": mean, "way": way, "passes": len(parts) if ways[way] else 1,
-                 "seconds": min(seconds[way]), "peak_mib": peaks[way]} for way in ways]
+        out += [
+            {
+                "lengths": kind,
+                "mean_tokens": mean,
+                "way": way,
+                "passes": len(parts) if ways[way] else 1,
+                "seconds": min(seconds[way]),
+                "peak_mib": peaks[way],
+            }
+            for way in ways
+        ]
     return out
 
 
@@ -78,11 +106,17 @@ def _peak_mib(work) -> float:
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as seen:
         work()
-    sizes = [e.nbytes() for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    sizes = [
+        e.nbytes()
+        for e in seen.profiler.kineto_results.events()
+        if e.name() == "[memory]"
+    ]
     return max(itertools.accumulate(sizes)) / 2**20
 
 
 if __name__ == "__main__":
-    table = pd.DataFrame(training(resolve("tiny"), budget=4096, repeats=7)).assign(machine=machine())
+    table = pd.DataFrame(training(resolve("tiny"), budget=4096, repeats=7)).assign(
+        machine=machine()
+    )
     write_text(Path(__file__).with_suffix(".csv"), table.to_csv(index=False))
     print(table.to_string(index=False))

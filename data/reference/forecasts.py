@@ -1,7 +1,8 @@
-"""Writes forecasts.csv: the GPU memory of training Qwen2.5-7B over the length of its responses.
+"""Writes forecasts.csv: the GPU memory of training Qwen2.5-7B over the length of its
+responses.
 
-Simulated by kr1_utils.memory, in about ten minutes on one core: `python data/reference/forecasts.py`.
-"""
+Simulated by kr1_utils.memory, in about ten minutes on one core: `python
+data/reference/forecasts.py`."""
 
 import pandas as pd
 
@@ -21,22 +22,39 @@ def gib(step: Step) -> float:
 
 
 def original(tokens: int, rows: int = 1) -> float:
-    """All weights on ZeRO-3 over 7 GPUs, so many trajectories on each, logits of all tokens at once; without
-    the frozen second model that its KL term takes."""
-    return gib(Step(rows, PROMPT_TOKENS + tokens, chunked=False, zero=3, num_gpus=7, autocast=False))
+    """All weights on ZeRO-3 over 7 GPUs, so many trajectories on each, logits of all
+    tokens at once; without the frozen second model that its KL term takes."""
+    return gib(
+        Step(
+            rows,
+            PROMPT_TOKENS + tokens,
+            chunked=False,
+            zero=3,
+            num_gpus=7,
+            autocast=False,
+        )
+    )
 
 
 def eight_rows(tokens: int) -> float:
-    """What TRL does with a batch of eight: all rows in one pass, as wide as the longest."""
+    """What TRL does with a batch of eight: all rows in one pass, as wide as the
+    longest."""
     return gib(Step(8, PROMPT_TOKENS + tokens, padded=True, lora=LORA))
 
 
 def rows():
     """(run, GPU in GiB, response tokens, GiB while training, GiB while sampling)"""
     room = (40 - OVERHEAD_GIB) * GIB
-    for run, together, lengths in (("original", 1, LENGTHS), ("original, two a GPU", 2, ())):
+    for run, together, lengths in (
+        ("original", 1, LENGTHS),
+        ("original, two a GPU", 2, ()),
+    ):
         last = memory._longest(
-            lambda n, of=together: (original(n, of) - OVERHEAD_GIB) * GIB, 8192, room, 16384)
+            lambda n, of=together: (original(n, of) - OVERHEAD_GIB) * GIB,
+            8192,
+            room,
+            16384,
+        )
         for tokens in sorted([270, 600, last, last + 200, *lengths]):
             yield run, 40, tokens, original(tokens, together), None
     for tokens in LENGTHS:
@@ -46,8 +64,16 @@ def rows():
         for tokens in LENGTHS:
             live = simulate(CONFIG, memory.step_of(profile, tokens))
             for size in sizes:
-                sampled, _ = memory.sampling(CONFIG, profile, live.at_peak, PROMPT_TOKENS + tokens, size)
-                yield name, size, tokens, live.peak / GIB + OVERHEAD_GIB, sum(sampled.values()) + OVERHEAD_GIB
+                sampled, _ = memory.sampling(
+                    CONFIG, profile, live.at_peak, PROMPT_TOKENS + tokens, size
+                )
+                yield (
+                    name,
+                    size,
+                    tokens,
+                    live.peak / GIB + OVERHEAD_GIB,
+                    sum(sampled.values()) + OVERHEAD_GIB,
+                )
 
 
 if __name__ == "__main__":

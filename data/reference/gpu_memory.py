@@ -1,8 +1,9 @@
-"""Writes gpu_memory.csv: what a training step really takes on this machine's GPU, beside what is simulated.
+"""Writes gpu_memory.csv: what a training step really takes on this machine's GPU,
+beside what is simulated.
 
-Weights are random, so nothing is downloaded: `python data/reference/gpu_memory.py`. It has not been run on a
-GPU yet; without one it only runs the step, with `--model data/tiny-lm --tokens 128` and measures nothing.
-"""
+Weights are random, so nothing is downloaded: `python data/reference/gpu_memory.py`. It
+has not been run on a GPU yet; without one it only runs the step, with `--model
+data/tiny-lm --tokens 128` and measures nothing."""
 
 import argparse
 import copy
@@ -23,7 +24,8 @@ LENGTHS = (1024, 4096, 8192, 16384)
 
 
 def measure(config, step: Step) -> float:
-    """GiB allocated at the peak of the second of two steps, for the first one makes AdamW's moments."""
+    """GiB allocated at the peak of the second of two steps, for the first one makes
+    AdamW's moments."""
     config, cuda = copy.deepcopy(config), torch.cuda.is_available()
     config.use_cache = False
     device = "cuda" if cuda else "cpu"
@@ -48,10 +50,19 @@ def rows(models, lengths):
     for name in models:
         config = memory.config_of(name)
         for tokens in lengths:
-            step = Step(1, tokens, prompt_tokens=min(256, tokens // 2), lora=lora_config(resolve("7b")))
+            step = Step(
+                1,
+                tokens,
+                prompt_tokens=min(256, tokens // 2),
+                lora=lora_config(resolve("7b")),
+            )
             simulated = simulate(config, step).peak / GIB
-            yield {"model": name, "tokens": tokens, "measured_gib": measure(config, step),
-                   "simulated_gib": simulated}
+            yield {
+                "model": name,
+                "tokens": tokens,
+                "measured_gib": measure(config, step),
+                "simulated_gib": simulated,
+            }
 
 
 if __name__ == "__main__":
