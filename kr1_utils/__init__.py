@@ -1,8 +1,12 @@
-"""Helpers that the Knowledge-R1 notebooks share: one file a subject, see "The tree" in
-README.md."""
+"""Helpers that the Knowledge-R1 notebooks share: one file, one subject."""
 
-import warnings
+import os
+import sys
 
-# tqdm says so in every notebook without ipywidgets; plain progress bars are what we
-# want.
-warnings.filterwarnings("ignore", message="IProgress not found")
+__version__ = "0.2.0"
+
+# PyTorch's threads spin while they wait. Where another process is busy they take the
+# core that it needs, and training is many times slower. The variable is read when torch
+# is loaded, so this is the one thing that importing the package changes.
+if "torch" not in sys.modules:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -1,5 +1,4 @@
-"""Owns the alarms: a callback that watches training for the ways in which GRPO is known
-to collapse."""
+"""Owns the alarms: a callback that sees a run collapse."""
 
 import math
 from itertools import groupby
@@ -11,9 +10,10 @@ import torch
 from transformers import TrainerCallback
 
 from kr1_utils.agent import Trajectory
-from kr1_utils.data import shown, write_jsonl
+from kr1_utils.files import display_path, write_jsonl
 
 WINDOW = 5  # steps whose mean a sign is
+
 # sign: its bound, and what it means; none was reached in our runs that learned
 LIMITS = {
     "frac_reward_zero_std": (
@@ -139,9 +139,9 @@ class CollapseAlarms(TrainerCallback):
         self.raised.append({"step": state.global_step, "sign": sign, "value": value})
         if state.is_world_process_zero:
             file = self.folder / f"alarm-{state.global_step}.jsonl"
-            write_jsonl(file, [t.said() for t in self.trainer.trajectories])
+            write_jsonl(file, [t.to_record() for t in self.trainer.trajectories])
             print(
                 f"step {state.global_step}: {LIMITS[sign][1]} ({sign} {value:.3g}, see"
-                f" {shown(file)})",
+                f" {display_path(file)})",
                 flush=True,
             )

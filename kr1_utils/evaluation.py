@@ -1,24 +1,14 @@
-"""Owns scores: of answers as three papers define them, recall of retrieval, bootstrap
-intervals, summaries.
-
-`python -m kr1_utils.evaluation predictions.jsonl --questions questions.jsonl` scores
-anyone's predictions; with two files it compares them question by question."""
-
-import runpy
-import string
-import sys
-from collections import Counter
+"""Owns evaluation: answers scored, evidence found, ways to fail, recall, summaries."""
 
 import numpy as np
-import pandas as pd
 
-from kr1_utils import protocol
+from kr1_utils import profiles
 from kr1_utils.agent import Trajectory, rollout
-from kr1_utils.data import progress
-from kr1_utils.profiles import REPO, Limits
-from kr1_utils.rewards import exact_match, format_score, normalize_answer
+from kr1_utils.notebook import progress
+from kr1_utils.profiles import Limits
+from kr1_utils.rewards import format_score
+from kr1_utils.scoring import CLOSED_ANSWERS, exact_match, f1_score, normalize_answer
 
-_CLOSED = {"yes", "no", "noanswer"}
 _SURRENDERS = {
     "no answer",
     "noanswer",
@@ -28,6 +18,7 @@ _SURRENDERS = {
     "i do not know",
     "i dont know",
 }
+
 OUTCOMES = (
     "right",
     "misread",
@@ -37,117 +28,6 @@ OUTCOMES = (
     "format",
     "budget",
 )
-_BLANKS = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
-
-
-def f1_score(
-    prediction: str | None, golden_answers: list[str], normalize=normalize_answer
-) -> float:
-    """Token F1, the best over the gold answers; 0 where one side is yes, no or noanswer
-    and they differ.
-
-    As in the 2WikiMultihopQA evaluation script (Ho et al., 2020); a missing prediction
-    scores 0."""
-    p, best = normalize(prediction or ""), 0.0
-    for g in map(normalize, golden_answers):
-        common = sum((Counter(p.split()) & Counter(g.split())).values())
-        if common and (p == g or not {p, g} & _CLOSED):
-            precision, recall = common / len(p.split()), common / len(g.split())
-            best = max(best, 2 * precision * recall / (precision + recall))
-    return best
-
-
-def sub_em(prediction: str | None, golden_answers: list[str]) -> float:
-    """Search-R1's sub-string match: a normalized gold answer stands somewhere in the
-    prediction."""
-    text = normalize_answer(prediction or "")
-    return float(
-        prediction is not None
-        and any(normalize_answer(g) in text for g in golden_answers)
-    )
-
-
-def normalize_r1(text: str) -> str:
-    """R1-Searcher's: blanks for punctuation, and True and False are yes and no (Song et
-    al., 2025, https://arxiv.org/abs/2503.05592, its evaluation script)."""
-    return normalize_answer(
-        {"True": "yes", "False": "no"}.get(text, text).translate(_BLANKS)
-    )
-
-
-def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
-    """R1-Searcher's cover match: every word of a gold answer is one of the
-    prediction's, in any order."""
-    words = set(normalize_r1(prediction or "").split(" "))
-    return float(
-        prediction is not None
-        and any(words.issuperset(normalize_r1(g).split(" ")) for g in golden_answers)
-    )
-
-
-SCORERS = {  # as published: each of (prediction or None, gold answers)
-    "2wiki": {"em": exact_match, "f1": f1_score},
-    "search_r1": {"em": exact_match, "sub_em": sub_em},
-    "r1_searcher": {
-        "em": lambda p, g: float(
-            p is not None and normalize_r1(p) in map(normalize_r1, g)
-        ),
-        "f1": lambda p, g: f1_score(p, g, normalize_r1),
-        "cover_em": cover_em,
-    },
-}
-
-
-def score_answers(predictions: list[dict], questions: list[dict]) -> pd.DataFrame:
-    """Every published score of every question; where there is no prediction, all are 0.
-
-    Args:
-        predictions: `{"id", "prediction"}`; null or absent is missing. `searches` is
-            kept.
-
-    Returns:
-        a row a question: `type`, `searches`, `missing`, and a column (scorer, metric)
-        each.
-
-    Raises:
-        ValueError: for an id that no question has or that comes twice, or a prediction
-            that is not text.
-    """
-    known, said = {str(q["id"]) for q in questions}, {}
-    for number, p in enumerate(predictions, 1):
-        name = str(p.get("id"))
-        if name not in known or name in said:
-            raise ValueError(
-                f"Prediction {number} has the id {name!r}, which "
-                f"{'comes twice' if name in known else 'no question has'}."
-            )
-        for key, kind, what in (
-            ("prediction", str, "text"),
-            ("searches", int, "a whole number"),
-        ):
-            if not isinstance(p.get(key), kind | None):
-                raise ValueError(
-                    f"Prediction {number}: {key!r} must be {what} or null, not"
-                    f" {p[key]!r}."
-                )
-        said[name] = p
-    rows = []
-    for q in questions:
-        p, golden = said.get(str(q["id"]), {}), q["golden_answers"]
-        scores = {
-            (name, metric): of(p.get("prediction"), golden)
-            for name, metrics in SCORERS.items()
-            for metric, of in metrics.items()
-        }
-        rows.append(
-            {
-                "type": q.get("type") or "all",
-                "searches": p.get("searches"),
-                "missing": p.get("prediction") is None,
-                **scores,
-            }
-        )
-    return pd.DataFrame(rows).astype({"searches": "Int64"})  # whole numbers, or unknown
 
 
 def evidence(t: Trajectory) -> list[int]:
@@ -218,7 +98,7 @@ def evaluate(
     retriever,
     questions: list[dict],
     limits: Limits,
-    system_prompt: str = protocol.SYSTEM_PROMPT,
+    system_prompt: str = profiles.SYSTEM_PROMPT,
 ) -> list[dict]:
     """Answer `questions` through the agent loop and score each answer (see `score`)."""
     with progress(len(questions), "answered", unit=" questions", leave=False) as bar:
@@ -234,21 +114,6 @@ def evaluate(
                 lambda _, todo: bar.update(len(questions) - len(todo) - bar.n),
             )
         ]
-
-
-def bootstrap(values, samples: int = 2000, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % percentile interval (Efron, 1979) of per-question scores.
-
-    Args:
-        values: (N,) numbers.
-        samples: how many times N questions are drawn with replacement.
-    """
-    values = np.asarray(values, dtype=float)
-    if not len(values):
-        return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, len(values), (samples, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 def by_type(predictions: list[dict]) -> list[dict]:
@@ -298,7 +163,7 @@ def answer_recall(
     rows = []
     for passages, q in zip(found, questions, strict=True):
         golds = [normalize_answer(g) for g in q["golden_answers"]]
-        if not set(golds) & _CLOSED:
+        if not set(golds) & CLOSED_ANSWERS:
             texts = [normalize_answer(f"{p['title']} {p['text']}") for p in passages]
             rows.append([any(g in t for g in golds for t in texts[:k]) for k in ks])
     return (
@@ -340,10 +205,9 @@ def before_and_after(
     return out
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line, which data/reference/score.py holds."""
-    return runpy.run_path(str(REPO / "data" / "reference" / "score.py"))["main"](argv)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    import sys
+
+    from kr1_utils.cli import main
+
+    sys.exit(main(["score", *sys.argv[1:]]))

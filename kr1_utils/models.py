@@ -1,32 +1,27 @@
-"""Owns models: find and load model and tokenizer, put LoRA on, save, merge and export
-the adapter."""
+"""Owns models: load, put LoRA on, save, merge and export."""
 
 import os
-import runpy
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub.utils import enable_progress_bars
 from peft import LoraConfig, PeftModel
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from kr1_utils.data import replace
-from kr1_utils.profiles import REPO, Profile
-
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+from kr1_utils.files import REPO, replace_folder
+from kr1_utils.hub import SMOLLM2, locate_smollm2
+from kr1_utils.profiles import Profile
 
 
 def locate(model: str) -> str:
-    """The folder or hub id to load `model` from; data/smollm2.py finds SmolLM2 where no
-    hub answers, too."""
+    """The folder or hub id to load `model` from; `hub` finds SmolLM2 where no hub
+    answers, too."""
     if (REPO / model).is_dir():
         return str(REPO / model)
-    return (
-        runpy.run_path(str(REPO / "data" / "smollm2.py"))["locate"]()
-        if model == SMOLLM2
-        else model
-    )
+    return locate_smollm2() if model == SMOLLM2 else model
 
 
 def load(model: str, adapter: str | os.PathLike | None = None, four_bit: bool = False):
@@ -149,7 +144,7 @@ def save_adapter(
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part, state_dict=weights)
     tokenizer.save_pretrained(part)
-    replace(folder, part)
+    replace_folder(folder, part)
     return folder
 
 
@@ -157,3 +152,17 @@ def export_merged(model, tokenizer, folder: str | os.PathLike) -> Path:
     """Fold the adapter of a `PeftModel`, which is used up, into its weights: a model
     that needs no PEFT."""
     return save_adapter(model.merge_and_unload(), tokenizer, folder)
+
+
+@contextmanager
+def whole_weights(model):
+    """Every process holds all of a model that FSDP 2 has spread: passes then wait for
+    no other process."""
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    yield
+    for part in parts:
+        part.set_reshard_after_forward(True, recurse=False)
+        part.reshard()

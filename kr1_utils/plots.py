@@ -1,18 +1,12 @@
-"""Owns how things look: figures drawn from tables and CSVs, trajectories as HTML
-without scripts."""
+"""Owns figures, drawn from tables and CSVs."""
 
-import html
 import os
-from itertools import groupby
-from operator import itemgetter
-from os.path import commonprefix
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from kr1_utils import protocol
-from kr1_utils.data import write_whole
+from kr1_utils.files import REPO, atomic_write
 
 BLUE, ORANGE, GREY = "#1f5f99", "#d9822b", "#8a8a8a"
 
@@ -45,7 +39,7 @@ def save_fig(figure, folder: str | Path, name: str) -> Path:
     file = Path(folder) / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") == "0":
-        write_whole(file, lambda out: figure.savefig(out, format="png"))
+        atomic_write(file, lambda out: figure.savefig(out, format="png"))
     return file
 
 
@@ -66,142 +60,267 @@ def curve(
     )
 
 
-def table_html(rows, header: tuple[str, ...] = ()) -> str:
-    """A plain HTML table of (text, text, …) rows."""
-    head = "".join(
-        f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in r)
-        + "</tr>"
-        for r in rows
-    )
-    table = f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
-    return table.encode(
-        "utf-8", "replace"
-    ).decode()  # a notebook with half a surrogate pair can't be saved
+REFERENCE = REPO / "data" / "reference"
 
-
-_COLORS = {
-    "prompt": "#eeeeee",
-    "header": "#e6d5ee",
-    "model": "#cfe3f7",
-    "observation": "#fbe3c4",
+# the six panels of the original figure: column of train_log.csv -> label of its axis
+PANELS = {
+    "format_reward": "format reward (−1 to 1)",
+    "accuracy_reward": "accuracy reward (0 to 1)",
+    "reward": "reward (sum)",
+    "loss": "loss",
+    "learning_rate": "learning rate",
+    "completion_length": "sampled tokens a trajectory",
 }
 
 
-def conversation_html(trajectory, tokenizer) -> str:
-    """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what
-    was appended."""
+def bench_agent(rows: pd.DataFrame):
+    """How fast each way of running the loop is, and how much it computes; one group of
+    bars a profile."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     names = {
-        0: ("observation", "appended, mask 0"),
-        1: ("model", "model, mask 1"),
-        2: ("prompt", "prompt"),
+        "one_by_one": "one at a time",
+        "batched": "batched",
+        "trl_tools": "TRL's tools",
+        "vllm": "vLLM",
     }
-    t, boxes = trajectory, []
-    tokens = zip([2] * len(t.prompt_ids) + t.loss_mask, t.prompt_ids + t.completion_ids)
-    for who, run in groupby(tokens, key=itemgetter(0)):
-        kind, title = names[who]
-        text = html.escape(tokenizer.decode([i for _, i in run]))
-        boxes.append(
-            f"<div style='background:{_COLORS[kind]};color:#111;padding:4px 8px;"
-            "margin:2px 0;border-radius:4px;white-space:pre-wrap;"
-            "font-family:monospace;font-size:12px' "
-            f"title='{title}'><b>{title}</b>  {text}</div>"
+    profiles = list(dict.fromkeys(rows["profile"]))
+    for n, (way, name) in enumerate(names.items()):
+        part = rows[rows["way"] == way].set_index("profile")
+        slowest = rows[rows["way"] == "one_by_one"].set_index("profile")[
+            "questions_per_second"
+        ]
+        x = [i + (n - 1.5) * 0.2 for i, p in enumerate(profiles) if p in part.index]
+        axes[0].bar(
+            x, part["questions_per_second"] / slowest[part.index], 0.19, label=name
         )
-    return "".join(boxes)
+        axes[1].bar(x, part["floor_ratio"], 0.19, label=name)
+    axes[0].set(title="questions a second", ylabel="one at a time = 1")
+    axes[1].set(title="tokens computed", ylabel="each token once = 1")
+    axes[1].axhline(1, color=GREY, linewidth=1)
+    counts = rows.groupby("profile")["questions"].first()
+    for ax in axes:
+        ax.set_xticks(
+            range(len(profiles)), [f"{p}\n{counts[p]} questions" for p in profiles]
+        )
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4
+    )
+    return figure
 
 
-def microscope_html(
-    trajectory,
-    tokenizer,
-    logprobs: list[float] | None = None,
-    advantage: float | None = None,
-    tokens_in_batch: int | None = None,
-) -> str:
-    """A trajectory token by token, coloured by who wrote it; underlined is what the
-    loss counts (mask 1).
+def micro_batches(forecasts: pd.DataFrame, bench: pd.DataFrame):
+    """A batch in one pass beside parts of at most `tokens_per_micro_batch`: memory, and
+    time."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3))
+    whole = forecasts[forecasts["run"] == "eight rows"]
+    parts = forecasts[(forecasts["run"] == "7b") & (forecasts["gpu_gib"] == 80)]
+    for rows, label, style in (
+        (whole, "8 rows in one pass", "-o"),
+        (parts, "parts of 8,704 tokens", "--s"),
+    ):
+        axes[0].plot(
+            rows["response_tokens"],
+            rows["training_gib"],
+            style,
+            markersize=3,
+            label=label,
+        )
+    axes[0].set_xscale("log", base=2)
+    axes[0].set(
+        title="7B, simulated",
+        xlabel="tokens of a response",
+        ylabel="GiB",
+        ylim=(0, None),
+    )
+    for (way, rows), style in zip(bench.groupby("way", sort=False), ("-o", "--s")):
+        rows = rows[rows["lengths"] == "mixed"]
+        axes[1].plot(
+            rows["mean_tokens"],
+            rows["peak_mib"],
+            style,
+            markersize=3,
+            label="one pass" if way == "trl" else "in parts of 4,096 tokens",
+        )
+    axes[1].set(
+        title="tiny, mixed lengths, measured",
+        xlabel="mean tokens of a response",
+        ylabel="MiB",
+        ylim=(0, None),
+    )
+    seconds = bench.pivot(
+        index=["lengths", "mean_tokens"], columns="way", values="seconds"
+    )
+    ratio = seconds["parts"] / seconds["trl"]
+    for n, kind in enumerate(("equal", "mixed")):
+        axes[2].bar(
+            [i + 0.4 * n - 0.2 for i in range(3)],
+            ratio[kind],
+            0.38,
+            label=f"{kind} lengths",
+        )
+    axes[2].axhline(1, color=GREY, linewidth=1)
+    axes[2].set_xticks(range(3), ratio["equal"].index)
+    axes[2].set(
+        title="tiny, time, measured",
+        xlabel="mean tokens of a response",
+        ylabel="one pass = 1",
+        ylim=(0, 1.4),
+    )
+    for ax, where in zip(axes, ("upper left", "upper left", "upper right")):
+        ax.legend(fontsize=8, loc=where)
+    return figure
 
-    Hovering over a token shows its id and mask and, where they are given, the rest.
-    Without scripts.
+
+def memory_over_length(forecasts: pd.DataFrame):
+    """GPU memory over the length of a response: the original's run, and ours, each
+    below its GPU's size.
 
     Args:
-        logprobs: (T,) of the completion's tokens; the trajectory's own where it has
-            some.
-        advantage: of this trajectory in its group.
-        tokens_in_batch: sampled tokens over which the loss is averaged. At the first
-            update of a batch the ratio is 1, and a sampled token adds −advantage /
-            tokens_in_batch to it.
+        forecasts: columns `run`, `gpu_gib`, `response_tokens`, `training_gib`,
+            `sampling_gib`.
     """
-    t, chat = trajectory, protocol.ChatFormat.of(tokenizer)
-    ids, logprobs = t.completion_ids, logprobs or t.logprobs
-    header, opening = (
-        tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (chat.before_user, chat.after_user)
-    )
-    who, at = ["prompt"] * len(t.prompt_ids), 0
-    while at < len(
-        ids
-    ):  # a turn, the token that ends it (whose, only the mask knows), and a message
-        end = next(
-            (
-                i
-                for i in range(at, len(ids))
-                if ids[i] == chat.end_of_turn
-                and ids[i + 1 : i + len(header)] in (header[:-1], [])
-            ),
-            len(ids),
+    shown = [("original", 40), ("7b-4bit", 24), ("7b", 40), ("7b", 80)]
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.6), sharex=True, sharey=True)
+    for ax, (run, gpu) in zip(axes, shown):
+        part = forecasts[(forecasts["run"] == run) & (forecasts["gpu_gib"] == gpu)]
+        tokens = part["response_tokens"]
+        ax.plot(tokens, part["training_gib"], color=BLUE, label="a training step")
+        ax.plot(
+            tokens,
+            part["sampling_gib"],
+            ":",
+            color=ORANGE,
+            lw=2,
+            label="sampling",
         )
-        who += ["model"] * (end - at) + [
-            "model" if m else "header" for m in t.loss_mask[end : end + 1]
-        ]
-        at = end + 1
-        first = len(commonprefix([header, ids[at:]]))
-        end = next(
-            (i for i in range(at, len(ids)) if ids[i : i + len(opening)] == opening),
-            len(ids),
-        )
-        who += ["header"] * first + ["observation"] * (end - at - first)
-        who += ["header"] * len(ids[end : end + len(opening)])
-        at = end + len(opening)
-    spans = [
-        f"<span style='background:{color}'>{name}</span>"
-        for name, color in _COLORS.items()
-    ]
-    spans = ["written by ", " · ".join(spans), "; <u>underlined</u>: mask 1<br>"]
-    masks = [0] * len(
-        t.prompt_ids
-    ) + t.loss_mask  # who wrote it is read off the ids: the two may disagree
-    for i, (token, writer, mask) in enumerate(
-        zip(t.prompt_ids + ids, who, masks, strict=True)
+        ax.axhline(gpu, color="black", linewidth=0.8, linestyle="--", label="the GPU")
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([512, 2048, 8192], ["512", "2k", "8k"])
+        ax.set(title=f"{run}, {gpu} GiB", ylim=(0, 85))
+    figure.supxlabel("tokens of one response", fontsize=9)
+    axes[0].set_ylabel("GiB (simulated)")
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def before_after(rows: pd.DataFrame, label: str = "exact match"):
+    """Grouped bars with 95 % intervals.
+
+    Args:
+        rows: columns `type`, `when`, `mean`, `low`, `high`; `when` is "before" or
+            "after".
+    """
+    figure, ax = plt.subplots(figsize=(8, 3.6))
+    types = list(dict.fromkeys(rows["type"]))
+    for when, shift, color, hatch in (
+        ("before", -0.2, "#c9d6e3", "//"),
+        ("after", 0.2, BLUE, ""),
     ):
-        at, told = i - len(t.prompt_ids), [writer, f"id {token}", f"mask {mask}"]
-        if mask:
-            told += [f"log-probability {logprobs[at]:.3f}"] if logprobs else []
-            told += [f"advantage {advantage:+.2f}"] if advantage is not None else []
-            told += (
-                [f"adds {-advantage / tokens_in_batch:+.1e} to the loss"]
-                if advantage is not None and tokens_in_batch
-                else []
-            )
-        text, tag = html.escape(tokenizer.decode([token])), "u" if mask else "span"
-        spans.append(
-            f"<{tag} style='background:{_COLORS[writer]}' title='{', '.join(told)}'>"
-            f"{text.replace(chr(10), '↵')}</{tag}> "
+        part = rows[rows["when"] == when].set_index("type").loc[types]
+        x = [i + shift for i in range(len(types))]
+        error = [part["mean"] - part["low"], part["high"] - part["mean"]]
+        ax.bar(
+            x,
+            part["mean"],
+            0.38,
+            label=when,
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            yerr=error,
+            error_kw={"elinewidth": 1, "capsize": 2},
         )
-    return (
-        "<div style='font-family:monospace;font-size:12px;line-height:1.9;"
-        "color:#111;background:#fff'>"
-        f"{''.join(spans)}</div>"
-    )
+    ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
+    ax.set(ylabel=label, ylim=(0, 1))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
 
 
-def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
-    """Two pieces of HTML in two columns."""
-    cells = "".join(
-        "<td style='vertical-align:top;text-align:left;width:50%'>"
-        f"<b>{html.escape(t)}</b>{part}</td>"
-        for t, part in zip(titles, (left, right))
+def six_panels(logs: dict[str, pd.DataFrame], columns: dict[str, str] = PANELS):
+    """The panels of the original figure, one curve a run.
+
+    Args:
+        logs: label -> train_log.csv as a table.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(8, 4), sharex=True)
+    styles = [
+        (BLUE, "-"),
+        (ORANGE, "--"),
+        (GREY, "-."),
+        ("#4d9a57", ":"),
+    ]
+    for ax, (column, label) in zip(axes.flat, columns.items()):
+        for (name, log), (color, style) in zip(logs.items(), styles):
+            window = int(column == "learning_rate")  # a schedule has no noise to smooth
+            curve(ax, log["step"], log[column], name, color, style, window)
+        ax.set_ylabel(label, fontsize=8)
+    for ax in axes[1]:
+        ax.set_xlabel("GRPO step")
+    if len(logs) > 1:
+        axes.flat[0].legend(fontsize=8)
+    return figure
+
+
+def lengths(log: pd.DataFrame):
+    """Response length over training, split into what was sampled and what was
+    retrieved."""
+    figure, ax = plt.subplots(figsize=(7, 3.5))
+    ax.stackplot(
+        log["step"],
+        log["completion_length"],
+        log["retrieved_length"],
+        labels=["sampled by the model (mask 1)", "retrieved and headers (mask 0)"],
+        colors=[BLUE, "#c9d6e3"],
     )
-    return f"<table style='width:100%'><tr>{cells}</tr></table>"
+    ax.set(xlabel="GRPO step", ylabel="tokens a trajectory", ylim=(0, None))
+    ax.legend(loc="upper left", fontsize=9)
+    return figure
+
+
+def stages(scores: pd.DataFrame):
+    """One panel a metric, one bar a stage of training, with 95 % intervals.
+
+    Args:
+        scores: columns `stage`, `metric`, `mean`, `low`, `high`.
+    """
+    groups = scores.groupby("metric", sort=False)
+    figure, axes = plt.subplots(1, len(groups), figsize=(11, 2.6))
+    for ax, (metric, part) in zip(axes, groups):
+        ax.bar(
+            part["stage"].str.replace(" ", "\n"),
+            part["mean"],
+            width=0.7,
+            color=[GREY, ORANGE, BLUE],
+            error_kw={"capsize": 3},
+            yerr=[part["mean"] - part["low"], part["high"] - part["mean"]],
+        )
+        ax.set_title(metric)
+        ax.tick_params(axis="x", labelsize=8)
+    return figure
+
+
+def draw_figures() -> list[Path]:
+    """Draw the README's figures from data/reference into figures/."""
+    use_style()
+    runs = sorted((REFERENCE / "tiny").glob("seed*"))
+    logs = {r.name: pd.read_csv(r / "train_log.csv") for r in runs}
+    scores = pd.concat(pd.read_csv(r / "scores.csv") for r in runs)
+    # The mean over seeds, with the widest interval that any seed gave.
+    rows = (
+        scores[scores["metric"] == "em"]
+        .groupby(["type", "when"], sort=False, as_index=False)
+        .agg({"mean": "mean", "low": "min", "high": "max"})
+    )
+    drawn = {
+        "before_after": before_after(rows),
+        "six_panels": six_panels(logs),
+        "lengths": lengths(next(iter(logs.values()))),
+        "bench_agent": bench_agent(pd.read_csv(REFERENCE / "bench_agent.csv")),
+        "memory_7b": memory_over_length(pd.read_csv(REFERENCE / "forecasts.csv")),
+        "micro_batches": micro_batches(
+            pd.read_csv(REFERENCE / "forecasts.csv"),
+            pd.read_csv(REFERENCE / "bench_training.csv"),
+        ),
+        "smol_2wiki": stages(pd.read_csv(REFERENCE / "smol_2wiki_scores.csv")),
+    }
+    return [save_fig(figure, REPO, name) for name, figure in drawn.items()]

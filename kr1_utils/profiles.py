@@ -1,7 +1,6 @@
-"""Owns the scales of the experiment: one `Profile` says everything that differs between
-them.
+"""Owns the scales of the experiment: a `Profile` says all that differs between them.
 
-Their values stand in data/profiles.toml; a table added there is a profile too.
+Their values stand in profiles.toml; a table added there is a profile too.
 """
 
 import difflib
@@ -10,8 +9,9 @@ import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[1]
-_TABLES = tomllib.loads((REPO / "data" / "profiles.toml").read_text(encoding="utf-8"))
+PROFILES_FILE = Path(__file__).with_name("profiles.toml")
+
+_TABLES = tomllib.loads(PROFILES_FILE.read_text(encoding="utf-8"))
 SYSTEM_PROMPT = _TABLES.pop("system_prompt")  # of a profile that has none of its own
 PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
 
@@ -96,8 +96,7 @@ def _profile(name: str, tables: dict) -> Profile | ValueError:
         return _read(name, tables)
     except (KeyError, TypeError, RecursionError) as error:
         return ValueError(
-            f"[{name}] in data/profiles.toml is no profile: {type(error).__name__},"
-            f" {error}."
+            f"[{name}] in profiles.toml is no profile: {type(error).__name__}, {error}."
         )
 
 
@@ -201,11 +200,6 @@ def _checked(key: str, value, default):
     if isinstance(value, int) and not isinstance(value, bool) and value < 0:
         raise ValueError(f"Override {key}={value!r} must not be negative.")
     return value
-
-
-def path(value: str) -> Path:
-    """A path of a profile: relative ones start at the repository."""
-    return Path(value) if Path(value).is_absolute() else REPO / value
 
 
 def table(profile: Profile) -> list[tuple[str, str]]:

@@ -1,8 +1,8 @@
-"""Owns the conversation: system prompt, tags, parsing one turn, rendering what comes
-back.
+"""Owns the conversation: its tags, parsing a turn, rendering an observation.
 
 The tags are those of Knowledge-R1 and Search-R1 (https://arxiv.org/abs/2503.09516,
-table 1)."""
+table 1).
+"""
 
 import re
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ CLOSING = ("</search>", "</answer>")  # a turn is over right after either of the
 ANSWER_NOW = "Now answer."  # added to the user message that precedes the last turn
 CORRECTION = "Write <think>, then <search> or <answer>."
 NOTHING_FOUND = "Nothing found."
-
 _OURS = re.compile(r"<(?=\s*(?:/\s*)?(?:" + "|".join(TAGS) + r")\b|\|)", re.IGNORECASE)
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+
 _WELL_FORMED = re.compile(
     r"\s*<think>(.*?)</think>\s*<(search|answer)>(.*?)</\2>\s*", re.DOTALL
 )
@@ -63,13 +63,13 @@ def render_turn(thought: str, kind: str, content: str) -> str:
     return f"<think> {thought}</think><{kind}> {content}</{kind}>"
 
 
-def escape(text: str) -> str:
+def escape_tags(text: str) -> str:
     """Text from outside can not open or close our tags, nor `<|…|>` tokens; half a
     surrogate pair is "?"."""
     return _OURS.sub("&lt;", text.encode("utf-8", "replace").decode())
 
 
-def plain(tokenizer, text: str) -> str:
+def escape_special_tokens(tokenizer, text: str) -> str:
     """Tokens of this tokenizer's own that text from outside may spell, as `</s>`, are
     spelt as text."""
     for token in tokenizer.added_tokens_decoder.values():
@@ -86,7 +86,9 @@ def echo(tokenizer, text: str) -> str:
     """Text as this tokenizer gives it back: Qwen's, for one, writes a letter and its
     accent as one."""
     return tokenizer.decode(
-        tokenizer(plain(tokenizer, text), add_special_tokens=False)["input_ids"]
+        tokenizer(escape_special_tokens(tokenizer, text), add_special_tokens=False)[
+            "input_ids"
+        ]
     )
 
 
@@ -94,7 +96,7 @@ def messages(
     question: str, system_prompt: str = SYSTEM_PROMPT, answer_now: bool = False
 ) -> list[dict]:
     """The conversation so far, as chat messages: the system prompt and the question."""
-    content = escape(question) + (f"\n{ANSWER_NOW}" if answer_now else "")
+    content = escape_tags(question) + (f"\n{ANSWER_NOW}" if answer_now else "")
     return [
         {"role": "system", "content": system_prompt},
         {"role": "user", "content": content},
@@ -104,7 +106,9 @@ def messages(
 def render_context(passages: list[dict]) -> str:
     """The inside of `<context>…</context>`: one line a passage, titles and texts
     escaped."""
-    lines = [escape(" ".join(f"- {p['title']}: {p['text']}".split())) for p in passages]
+    lines = [
+        escape_tags(" ".join(f"- {p['title']}: {p['text']}".split())) for p in passages
+    ]
     return "\n".join(lines) or NOTHING_FOUND
 
 
@@ -120,7 +124,7 @@ class ChatFormat:
     end_of_turn: int  # token id
 
     @classmethod
-    def of(cls, tokenizer) -> "ChatFormat":
+    def from_tokenizer(cls, tokenizer) -> "ChatFormat":
         """Read the format off the tokenizer's own template.
 
         Raises:
@@ -156,7 +160,9 @@ class ChatFormat:
 def prompt_ids(tokenizer, msgs: list[dict]) -> list[int]:
     """Token ids of the conversation, ending where the model starts to write."""
     msgs = [
-        m | {"content": plain(tokenizer, m["content"])} if m["role"] == "user" else m
+        m | {"content": escape_special_tokens(tokenizer, m["content"])}
+        if m["role"] == "user"
+        else m
         for m in msgs
     ]
     text = tokenizer.apply_chat_template(
@@ -167,7 +173,9 @@ def prompt_ids(tokenizer, msgs: list[dict]) -> list[int]:
 
 def user_ids(tokenizer, chat: ChatFormat, content: str) -> list[int]:
     """Token ids that append one user message and open the next assistant turn."""
-    text = chat.before_user + plain(tokenizer, content) + chat.after_user
+    text = (
+        chat.before_user + escape_special_tokens(tokenizer, content) + chat.after_user
+    )
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

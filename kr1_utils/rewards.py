@@ -1,40 +1,16 @@
-"""Owns what a trajectory earns: the two rewards of Knowledge-R1, exact match and
-format.
+"""Owns what a trajectory earns: Knowledge-R1's two rewards, exact match and format.
 
-Reward functions have TRL's signature: lists in, one number a trajectory out. Beside the
-data set's columns (`golden_answers`, …) they are given `answer`, `turns`, `searches`,
-`stop`, `passages` and the whole `trajectory`, one of each a completion (see
-`trainer.FIELDS`)."""
-
-import re
-import string
+Reward functions have TRL's signature: lists in, one number per trajectory out. Beside
+the data set's columns (`golden_answers`, …) they are given `answer`, `turns`,
+`searches`, `stop`, `passages` and the whole `trajectory`, one of each per completion
+(see `trainer.FIELDS`).
+"""
 
 from trl.rewards import get_soft_overlong_punishment
 
 from kr1_utils.profiles import Profile
 from kr1_utils.protocol import Turn
-
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case, no punctuation, no articles, single blanks.
-
-    From the 2WikiMultihopQA evaluation script (Ho et al., 2020), which follows SQuAD's.
-    """
-    text = _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION))
-    return " ".join(text.split())
-
-
-def exact_match(prediction: str | None, golden_answers: list[str]) -> float:
-    """1.0 if the normalized prediction equals any normalized gold answer; missing is
-    0.0."""
-    if prediction is None:
-        return 0.0
-    return float(
-        normalize_answer(prediction) in [normalize_answer(g) for g in golden_answers]
-    )
+from kr1_utils.scoring import exact_match
 
 
 def format_score(turns: list[Turn]) -> float:

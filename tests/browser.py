@@ -24,7 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
 
 TOKEN, WIDTH, HEIGHT = "reader", 1280, 1600
 SHORT = {

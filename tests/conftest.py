@@ -10,9 +10,9 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-from kr1_utils import data, miniwiki, models  # noqa: E402
-from kr1_utils.profiles import REPO  # noqa: E402
-from kr1_utils.protocol import ChatFormat  # noqa: E402
+from kr1_utils import corpus, miniwiki, models
+from kr1_utils.files import REPO
+from kr1_utils.protocol import ChatFormat
 from kr1_utils.retriever import Retriever  # noqa: E402
 
 # The same examples on every run; no deadline, for a slow machine is no bug.
@@ -40,7 +40,7 @@ def tokenizer(tiny):
 
 @pytest.fixture(scope="session")
 def chat(tokenizer):
-    return ChatFormat.of(tokenizer)
+    return ChatFormat.from_tokenizer(tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +59,6 @@ def retriever(world):
 def questions():
     """The shipped question sets by name."""
     return {
-        name: data.load_questions(REPO / "data" / "miniwiki" / f"{name}.jsonl")
+        name: corpus.load_questions(REPO / "data" / "miniwiki" / f"{name}.jsonl")
         for name in ("train", "dev", "test", "test_single")
     }

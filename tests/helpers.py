@@ -72,7 +72,7 @@ class Babbler:
     def __init__(
         self, tokenizer, scripts, system_prompt, answer_now=False, logprobs=False
     ):
-        self.end = ChatFormat.of(tokenizer).end_of_turn
+        self.end = ChatFormat.from_tokenizer(tokenizer).end_of_turn
         self.scripts, self.logprobs = {}, logprobs
         for question, turns in scripts.items():
             prompt = protocol.prompt_ids(

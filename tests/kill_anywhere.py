@@ -23,8 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from kr1_utils.data import progress
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
+from kr1_utils.notebook import progress
 from kr1_utils.reproduce import NOTEBOOKS
 
 SETTINGS = {

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.normalizers import NFC
 
-from kr1_utils import agent, protocol, rewards
+from kr1_utils import checks, protocol, rewards
 from kr1_utils.agent import ScriptedEngine, check_limits, rollout
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.profiles import PROFILES, Limits
@@ -102,8 +102,8 @@ def test_any_model_under_any_limits_keeps_the_contract(tokenizer, chat, shortest
         trajectories, engine.said.values(), engine.prompts.values(), strict=True
     ):
         assert_contract(t, said, prompts, limits, tokenizer, chat)
-        agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
-    agent.check_batch(
+        checks.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+    checks.check_batch(
         [t.question["question"] for t in trajectories], trajectories, limits
     )
 
@@ -122,7 +122,7 @@ def test_any_ids_at_all_keep_the_contract(tokenizer, chat, shortest, data):
         trajectories, engine.said.values(), engine.prompts.values(), strict=True
     ):
         assert_contract(t, said, prompts, limits, tokenizer, chat)
-        agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+        checks.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
 
 
 @given(st.data())
@@ -421,7 +421,7 @@ def test_strange_text_in_a_passage_comes_back_on_one_line_and_is_masked(
     shelf = Shelf([{"id": "1", "title": text[:20], "text": text}])
     engine = ScriptedEngine(tokenizer, {"Q?": [SEARCH, ANSWER]})
     t = rollout(engine, tokenizer, shelf, [{"question": "Q?"}], ROOMY, SYSTEM)[0]
-    agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+    checks.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
     context = (
         tokenizer.decode(t.completion_ids)
         .split("<context>\n")[1]
@@ -486,8 +486,8 @@ def test_tiny_model_ends_every_strange_question(tiny, chat, retriever):
     )
     for t in trajectories:
         assert t.stop in ("answer", "no_answer", "truncated")
-        agent.check_mask(t.completion_ids, t.loss_mask, tiny[1], chat)
-    agent.check_batch(strange, trajectories, limits)
+        checks.check_mask(t.completion_ids, t.loss_mask, tiny[1], chat)
+    checks.check_batch(strange, trajectories, limits)
 
 
 def test_a_question_that_may_not_fit_the_window_is_not_asked(tokenizer, chat):
@@ -503,7 +503,7 @@ def test_a_question_that_may_not_fit_the_window_is_not_asked(tokenizer, chat):
     )
     assert (refused.completion_ids, refused.loss_mask) == ([chat.end_of_turn], [0])
     assert asked.stop == "answer" and asked.searches == 1
-    agent.check_mask(refused.completion_ids, refused.loss_mask, tokenizer, chat)
+    checks.check_mask(refused.completion_ids, refused.loss_mask, tokenizer, chat)
     assert rewards.format_score(refused.turns) == -1.0
 
 

@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState
 from kr1_utils import alarms
 from kr1_utils.agent import ScriptedEngine, rollout
 from kr1_utils.alarms import LIMITS, WINDOW, CollapseAlarms
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
 from kr1_utils.profiles import Limits as RolloutLimits
 
 FINE = {
@@ -84,7 +84,7 @@ def test_a_sign_that_lasts_warns_once_saves_and_keeps_the_trajectories(
         json.loads(line)
         for line in (tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()
     ]
-    assert rows == [t.said() for t in watch.trainer.trajectories]
+    assert rows == [t.to_record() for t in watch.trainer.trajectories]
 
 
 def test_a_sign_that_went_away_warns_again(watch):

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from trl import GRPOTrainer
 
-from kr1_utils import bench, data
-from kr1_utils.profiles import REPO, resolve
+from kr1_utils import corpus
+from kr1_utils.files import REPO
+from kr1_utils.profiles import resolve
 
 ADAPTER = str(REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint")
 
@@ -17,14 +18,14 @@ ADAPTER = str(REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint")
 @pytest.fixture(scope="module")
 def measured():
     profile = resolve("tiny")
-    where = data.sources(profile)
+    where = corpus.locate_files(profile)
     measure = runpy.run_path(str(REPO / "data" / "reference" / "bench_agent.py"))[
         "agent"
     ]
     return measure(
         profile,
-        data.questions_of(where, "test", 6),
-        data.load_passages(where["passages"]),
+        corpus.load_split(where, "test", 6),
+        corpus.load_passages(where["passages"]),
         ADAPTER,
     )
 

@@ -5,7 +5,7 @@ import nbformat
 import papermill
 import pytest
 
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
 
 pytestmark = pytest.mark.notebook
 SMALL = {

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from kr1_utils import data, profiles
+from kr1_utils import corpus, files, notebook, profiles
 
 PASSAGE = {"id": "p", "title": "T", "text": "t"}
 QUESTION = {"id": "q", "question": "Q?", "golden_answers": ["a"]}
@@ -33,14 +33,14 @@ def test_line_that_is_no_json_object_is_named_by_its_number(tmp_path, bad):
     file = tmp_path / "c.jsonl"
     file.write_text(lines(PASSAGE, "", bad, PASSAGE))
     with pytest.raises(ValueError, match=r"c\.jsonl, line 3 is not"):
-        data.load_passages(file)
+        corpus.load_passages(file)
 
 
 def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_bytes(lines(PASSAGE).encode() + '{"id": "ż"}\n'.encode("latin2"))
     with pytest.raises(ValueError, match="line 2 is not JSON"):
-        data.load_passages(file)
+        corpus.load_passages(file)
 
 
 def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
@@ -50,7 +50,7 @@ def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
         .replace("\n", "\r\n")
         .encode()
     )
-    assert [p["text"] for p in data.load_passages(file)] == ["t", "Łódź"]
+    assert [p["text"] for p in corpus.load_passages(file)] == ["t", "Łódź"]
 
 
 # --- every format that questions and passages come in ---
@@ -87,7 +87,7 @@ def corpus_files(folder):
 
 def test_one_corpus_in_every_format_is_one_corpus(tmp_path):
     for name in corpus_files(tmp_path):
-        read = data.load_passages(tmp_path / name)
+        read = corpus.load_passages(tmp_path / name)
         assert [(p["title"], p["text"]) for p in read] == [row[1:] for row in THREE], (
             name
         )
@@ -99,7 +99,7 @@ def test_one_corpus_in_every_format_is_one_corpus(tmp_path):
 def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path):
     file = tmp_path / "c.jsonl"
     file.write_text(lines(PASSAGE, {**PASSAGE, "id": "r"}, "{"))
-    stream = data.read_passages(file)
+    stream = corpus.read_passages(file)
     assert [next(stream)["id"], next(stream)["id"]] == ["p", "r"]
     with pytest.raises(ValueError, match="line 3 is not JSON"):
         next(stream)
@@ -124,7 +124,7 @@ def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path)
 def test_unknown_columns_and_broken_files_are_named(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=words):
-        data.load_passages(tmp_path / name)
+        corpus.load_passages(tmp_path / name)
 
 
 def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
@@ -133,14 +133,14 @@ def test_a_compressed_file_that_was_cut_off_is_named(tmp_path):
     for broken in (whole[:-12], whole[:30] + b"xxxxxxxx" + whole[38:]):
         (tmp_path / "own.jsonl.gz").write_bytes(broken)
         with pytest.raises((ValueError, OSError)):
-            data.load_passages(tmp_path / "own.jsonl.gz")
+            corpus.load_passages(tmp_path / "own.jsonl.gz")
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
     (tmp_path / "c.tsv").write_text(
         "\ufeffid\ttext\ttitle\np7\tt\tT\n", encoding="utf-8"
     )
-    assert data.load_passages(tmp_path / "c.tsv")[0]["id"] == "p7"
+    assert corpus.load_passages(tmp_path / "c.tsv")[0]["id"] == "p7"
 
 
 def test_questions_of_knowledge_r1(tmp_path):
@@ -152,7 +152,8 @@ def test_questions_of_knowledge_r1(tmp_path):
         )
     )
     assert [
-        (q["id"], q["question"], q["golden_answers"]) for q in data.load_questions(file)
+        (q["id"], q["question"], q["golden_answers"])
+        for q in corpus.load_questions(file)
     ] == [("0", "Who?", ["Anna"]), ("1", "When?", ["1"])]
 
 
@@ -176,7 +177,7 @@ def test_questions_of_2wikimultihopqa_with_their_aliases(tmp_path):
             {"Q_id": "Q3", "aliases": None},
         )
     )
-    one, two = data.load_questions(tmp_path / "dev.json")
+    one, two = corpus.load_questions(tmp_path / "dev.json")
     assert one["golden_answers"] == ["Anna", "Ann", "A.", "Annan"] and two[
         "golden_answers"
     ] == ["Anna"]
@@ -192,14 +193,14 @@ def test_aliases_that_can_not_be_read_are_named(tmp_path, text):
     (tmp_path / "dev.json").write_text(json.dumps([QUESTION]))
     (tmp_path / "id_aliases.json").write_text(text)
     with pytest.raises(ValueError, match="id_aliases.json.* is not JSON"):
-        data.load_questions(tmp_path / "dev.json")
+        corpus.load_questions(tmp_path / "dev.json")
 
 
 def test_json_is_a_list_or_an_object_a_line(tmp_path):
     one = json.dumps([QUESTION], indent=1)
     for text in (lines(QUESTION), f"\n\n{one}", f"\ufeff{one}"):
         (tmp_path / "q.json").write_text(text, encoding="utf-8")
-        assert data.load_questions(tmp_path / "q.json") == [QUESTION]
+        assert corpus.load_questions(tmp_path / "q.json") == [QUESTION]
 
 
 @pytest.mark.parametrize(
@@ -207,14 +208,14 @@ def test_json_is_a_list_or_an_object_a_line(tmp_path):
 )
 def test_the_type_of_a_question_is_text(tmp_path, given, read):
     (tmp_path / "q.jsonl").write_text(lines(QUESTION | {"type": given}))
-    assert data.load_questions(tmp_path / "q.jsonl")[0]["type"] == read
+    assert corpus.load_questions(tmp_path / "q.jsonl")[0]["type"] == read
 
 
 def test_a_file_that_is_not_compressed_is_named(tmp_path):
     for name in ("c.jsonl.gz", "c.json.gz", "c.tsv.gz"):
         (tmp_path / name).write_text(lines(PASSAGE))
         with pytest.raises(ValueError, match=rf"{name}.*Not a gzipped file"):
-            data.load_passages(tmp_path / name)
+            corpus.load_passages(tmp_path / name)
 
 
 def test_passages_without_an_id_are_numbered(tmp_path):
@@ -224,7 +225,7 @@ def test_passages_without_an_id_are_numbered(tmp_path):
         {"contents": '"T"\nt'},
     ]
     (tmp_path / "c.jsonl").write_text(lines(*rows))
-    assert [p["id"] for p in data.load_passages(tmp_path / "c.jsonl")] == [
+    assert [p["id"] for p in corpus.load_passages(tmp_path / "c.jsonl")] == [
         "0",
         "7",
         "2",
@@ -234,13 +235,13 @@ def test_passages_without_an_id_are_numbered(tmp_path):
 def test_questions_of_2wikimultihopqa_without_an_answer_are_named(tmp_path):
     (tmp_path / "test.json").write_text(json.dumps([{"_id": "x1", "question": "Who?"}]))
     with pytest.raises(ValueError, match=r"question 1 \(x1\) has no golden answers"):
-        data.load_questions(tmp_path / "test.json")
+        corpus.load_questions(tmp_path / "test.json")
 
 
 def test_questions_of_flashrag(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(lines({**QUESTION, "metadata": {"type": "inference", "hops": 2}}))
-    assert data.load_questions(file)[0]["type"] == "inference"
+    assert corpus.load_questions(file)[0]["type"] == "inference"
 
 
 def test_a_folder_of_a_data_set_is_read_through_datasets(tmp_path):
@@ -250,23 +251,23 @@ def test_a_folder_of_a_data_set_is_read_through_datasets(tmp_path):
         (folder / f"{split}.jsonl").write_text(
             lines({"problem": split, "golden_answers": ["a"]})
         )
-    assert data.load_questions(folder, "test")[0]["question"] == "test"
-    assert data.load_questions(folder)[0]["question"] == "train"
+    assert corpus.load_questions(folder, "test")[0]["question"] == "test"
+    assert corpus.load_questions(folder)[0]["question"] == "train"
 
 
 def test_a_data_set_that_can_not_be_had_is_named(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="nobody/nothing"):
-        data.load_questions("nobody/nothing", "test")
+        corpus.load_questions("nobody/nothing", "test")
 
 
 def test_a_folder_of_yours_may_hold_any_of_these_files(tmp_path):
     list(corpus_files(tmp_path))
     (tmp_path / "psgs_w100.tsv.gz").rename(tmp_path / "passages.tsv.gz")
     (tmp_path / "questions.json").write_text(json.dumps([QUESTION]))
-    where = data.sources(profiles.resolve("tiny"), str(tmp_path))
-    assert len(data.load_passages(where["passages"])) == 3 and where["train"] is None
-    assert data.questions_of(where, "test")[0]["id"] == "q"
+    where = corpus.locate_files(profiles.resolve("tiny"), str(tmp_path))
+    assert len(corpus.load_passages(where["passages"])) == 3 and where["train"] is None
+    assert corpus.load_split(where, "test")[0]["id"] == "q"
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
@@ -274,14 +275,14 @@ def test_empty_corpus_is_refused(tmp_path, text):
     file = tmp_path / "c.jsonl"
     file.write_text(text)
     with pytest.raises(ValueError, match="empty"):
-        data.load_passages(file)
+        corpus.load_passages(file)
     with pytest.raises(ValueError, match="no questions"):
-        data.load_questions(file)
+        corpus.load_questions(file)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*none\.jsonl"):
-        data.load_passages(tmp_path / "none.jsonl")
+        corpus.load_passages(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize("key", ["id", "title", "text"])
@@ -290,7 +291,7 @@ def test_passage_without_text_under_a_key_is_refused(tmp_path, key, value):
     file = tmp_path / "c.jsonl"
     file.write_text(lines(PASSAGE, {**PASSAGE, key: value}))
     with pytest.raises(ValueError, match=f"passage 2 has no text under '{key}'"):
-        data.load_passages(file)
+        corpus.load_passages(file)
 
 
 @pytest.mark.parametrize("golden", [None, [], "a", [1], [None]])
@@ -298,28 +299,28 @@ def test_question_without_golden_answers_is_refused_and_named(tmp_path, golden):
     file = tmp_path / "q.jsonl"
     file.write_text(lines(QUESTION, {**QUESTION, "id": "r", "golden_answers": golden}))
     with pytest.raises(ValueError, match=r"question 2 \(r\) has no golden answers"):
-        data.load_questions(file)
+        corpus.load_questions(file)
 
 
 def test_question_without_the_key_golden_answers_is_refused(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(lines({"id": "r", "question": "Q?"}))
     with pytest.raises(ValueError, match="no golden answers"):
-        data.load_questions(file)
+        corpus.load_questions(file)
 
 
 def test_id_that_comes_twice_is_refused(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(lines(QUESTION, QUESTION))
     with pytest.raises(ValueError, match="question 2 has no id of its own: 'q'"):
-        data.load_questions(file)
+        corpus.load_questions(file)
 
 
 def test_question_without_id_is_refused(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(lines({k: v for k, v in QUESTION.items() if k != "id"}))
     with pytest.raises(ValueError, match="no id of its own"):
-        data.load_questions(file)
+        corpus.load_questions(file)
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", 4])
@@ -327,32 +328,32 @@ def test_question_without_text_is_refused(tmp_path, text):
     file = tmp_path / "q.jsonl"
     file.write_text(lines({**QUESTION, "question": text}))
     with pytest.raises(ValueError, match="question 1 has no text"):
-        data.load_questions(file)
+        corpus.load_questions(file)
 
 
 def test_other_keys_of_a_question_are_kept(tmp_path):
     file = tmp_path / "q.jsonl"
     file.write_text(lines({**QUESTION, "type": "single"}))
-    assert data.load_questions(file) == [{**QUESTION, "type": "single"}]
+    assert corpus.load_questions(file) == [{**QUESTION, "type": "single"}]
 
 
 def test_written_rows_are_read_back_and_no_part_file_stays(tmp_path):
     file = tmp_path / "r.jsonl"
-    data.write_jsonl(file, [{"a": "Łódź\n<b>"}, {"b": None}])
-    assert list(data.read_rows(file)) == [{"a": "Łódź\n<b>"}, {"b": None}]
+    files.write_jsonl(file, [{"a": "Łódź\n<b>"}, {"b": None}])
+    assert list(corpus.read_rows(file)) == [{"a": "Łódź\n<b>"}, {"b": None}]
     assert [f.name for f in tmp_path.iterdir()] == ["r.jsonl"]
 
 
 def test_failed_write_leaves_the_old_file_whole(tmp_path):
     file = tmp_path / "r.jsonl"
-    data.write_jsonl(file, [{"a": 1}])
+    files.write_jsonl(file, [{"a": 1}])
     with pytest.raises(TypeError):
-        data.write_whole(file, lambda out: (out.write(b"new"), out.write("no bytes")))
-    assert list(data.read_rows(file)) == [{"a": 1}]
+        files.atomic_write(file, lambda out: (out.write(b"new"), out.write("no bytes")))
+    assert list(corpus.read_rows(file)) == [{"a": 1}]
 
 
 def test_setup_resolves_the_profile_and_makes_the_output_folder(tmp_path):
-    profile, out = data.setup(parameters(tmp_path, OVERRIDES={"max_steps": 2}))
+    profile, out = notebook.setup(parameters(tmp_path, OVERRIDES={"max_steps": 2}))
     assert profile.grpo["max_steps"] == 2 and out == tmp_path / "out"
     assert [f.name for f in out.iterdir()] == ["figures"]
 
@@ -360,14 +361,14 @@ def test_setup_resolves_the_profile_and_makes_the_output_folder(tmp_path):
 def test_out_below_an_existing_file_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"OUT=.* can not be written: .*") as caught:
-        data.setup(parameters(tmp_path, OUT=str(tmp_path / "file" / "out")))
+        notebook.setup(parameters(tmp_path, OUT=str(tmp_path / "file" / "out")))
     assert "\n" not in str(caught.value)
 
 
 def test_out_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match="can not be written"):
-        data.setup(parameters(tmp_path, OUT=str(tmp_path / "file")))
+        notebook.setup(parameters(tmp_path, OUT=str(tmp_path / "file")))
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -376,13 +377,13 @@ def test_unknown_parameter_is_refused_and_the_known_are_named(tmp_path):
         ValueError,
         match="Unknown parameter 'STEPS'.*PROFILE, SEED, OUT, DATA, OVERRIDES",
     ):
-        data.setup(parameters(tmp_path, STEPS=3))
+        notebook.setup(parameters(tmp_path, STEPS=3))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "42", True, None])
 def test_bad_seed_is_refused(tmp_path, seed):
     with pytest.raises(ValueError, match="SEED must be a whole number"):
-        data.setup(parameters(tmp_path, SEED=seed))
+        notebook.setup(parameters(tmp_path, SEED=seed))
 
 
 @pytest.mark.parametrize(
@@ -396,35 +397,35 @@ def test_bad_seed_is_refused(tmp_path, seed):
 )
 def test_nothing_is_written_when_a_parameter_is_refused(tmp_path, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        data.setup(parameters(tmp_path, **changes))
+        notebook.setup(parameters(tmp_path, **changes))
     assert not (tmp_path / "out").exists()
 
 
 def test_sources_of_a_profile_are_the_shipped_files():
-    where = data.sources(profiles.resolve("tiny"))
+    where = corpus.locate_files(profiles.resolve("tiny"))
     assert set(where) == {"passages", "train", "test", "test_single"}
     assert all(file.is_file() for file in where.values())
-    assert len(data.questions_of(where, "test", 7)) == 7
+    assert len(corpus.load_split(where, "test", 7)) == 7
 
 
 def test_own_data_needs_only_passages_and_questions(tmp_path):
     (tmp_path / "passages.jsonl").write_text(lines(PASSAGE))
     (tmp_path / "questions.jsonl").write_text(lines(QUESTION))
-    where = data.sources(profiles.resolve("tiny"), str(tmp_path))
-    assert data.questions_of(where, "test") == [QUESTION]
+    where = corpus.locate_files(profiles.resolve("tiny"), str(tmp_path))
+    assert corpus.load_split(where, "test") == [QUESTION]
     assert (
-        data.questions_of(where, "train") == []
-        and data.questions_of(where, "test_single") == []
+        corpus.load_split(where, "train") == []
+        and corpus.load_split(where, "test_single") == []
     )
 
 
 def test_own_data_may_be_for_training_only(tmp_path):
     (tmp_path / "passages.jsonl").write_text(lines(PASSAGE))
     (tmp_path / "train.jsonl").write_text(lines(QUESTION))
-    where = data.sources(profiles.resolve("tiny"), str(tmp_path))
-    assert data.questions_of(where, "train") == [QUESTION]
+    where = corpus.locate_files(profiles.resolve("tiny"), str(tmp_path))
+    assert corpus.load_split(where, "train") == [QUESTION]
     with pytest.raises(ValueError, match="nothing to test on"):
-        data.questions_of(where, "test")
+        corpus.load_split(where, "test")
 
 
 def test_one_file_of_questions_is_split_for_a_profile_that_tests_on_a_part(tmp_path):
@@ -432,42 +433,46 @@ def test_one_file_of_questions_is_split_for_a_profile_that_tests_on_a_part(tmp_p
     rows = [QUESTION | {"id": str(i)} for i in range(5)]
     (tmp_path / "questions.jsonl").write_text(lines(*rows))
     profile = profiles.resolve("smol", {"eval_questions": 2})
-    where = data.sources(profile, str(tmp_path))
+    where = corpus.locate_files(profile, str(tmp_path))
     assert [
-        q["id"] for q in data.questions_of(where, "test", profile.eval_questions)
+        q["id"] for q in corpus.load_split(where, "test", profile.eval_questions)
     ] == ["0", "1"]
     assert [
-        q["id"] for q in data.questions_of(where, "train", profile.eval_questions)
+        q["id"] for q in corpus.load_split(where, "train", profile.eval_questions)
     ] == ["2", "3", "4"]
     (tmp_path / "train.jsonl").write_text(lines(rows[4]))
-    where = data.sources(profile, str(tmp_path))
+    where = corpus.locate_files(profile, str(tmp_path))
     assert [
-        q["id"] for q in data.questions_of(where, "train", profile.eval_questions)
+        q["id"] for q in corpus.load_split(where, "train", profile.eval_questions)
     ] == ["4"]
 
 
 def test_profile_without_a_corpus_asks_for_data():
     with pytest.raises(ValueError, match="smol has no corpus of its own"):
-        data.sources(profiles.resolve("smol"))
+        corpus.locate_files(profiles.resolve("smol"))
 
 
 def test_own_data_without_passages_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no passages\.jsonl"):
-        data.sources(profiles.resolve("tiny"), str(tmp_path))
+        corpus.locate_files(profiles.resolve("tiny"), str(tmp_path))
 
 
 def test_two_output_folders_do_not_share_an_index(tmp_path):
-    runs = profiles.REPO / "data" / "runs"
-    assert data.index_folder(runs / "tiny") == profiles.REPO / "data" / "index" / "tiny"
-    assert data.index_folder(tmp_path / "a") != data.index_folder(tmp_path / "b")
+    runs = files.REPO / "data" / "runs"
+    assert (
+        notebook.index_folder(runs / "tiny") == files.REPO / "data" / "index" / "tiny"
+    )
+    assert notebook.index_folder(tmp_path / "a") != notebook.index_folder(
+        tmp_path / "b"
+    )
 
 
 def test_an_output_folder_has_one_index_however_it_is_written(monkeypatch):
-    monkeypatch.chdir(profiles.REPO)
-    whole = profiles.REPO / "data" / "runs" / "a"
-    assert data.index_folder(whole.relative_to(profiles.REPO)) == data.index_folder(
-        whole
-    )
+    monkeypatch.chdir(files.REPO)
+    whole = files.REPO / "data" / "runs" / "a"
+    assert notebook.index_folder(
+        whole.relative_to(files.REPO)
+    ) == notebook.index_folder(whole)
 
 
 def test_trajectory_that_was_cut_off_within_a_letter_goes(tmp_path):
@@ -477,7 +482,7 @@ def test_trajectory_that_was_cut_off_within_a_letter_goes(tmp_path):
     )
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     file.write_bytes(text[: -3 - len('"')])  # one of the two bytes of é
-    data.before_step(file, 2)
+    files.drop_from_step(file, 2)
     assert [
         json.loads(line) for line in file.read_text("utf-8").split("\n")[:-1]
     ] == rows[:1]
@@ -485,11 +490,11 @@ def test_trajectory_that_was_cut_off_within_a_letter_goes(tmp_path):
 
 def test_line_of_trajectories_that_the_disk_lost_goes_and_the_others_stay(tmp_path):
     file = tmp_path / "trajectories.jsonl"
-    data.append_rows(file, [{"step": 1}, {"step": 2}])
+    files.append_rows(file, [{"step": 1}, {"step": 2}])
     with file.open("ab") as more:
         more.write(b"\0" * 40 + b"\n{}\n")
-    data.before_step(file, 3)
-    assert list(data.read_rows(file)) == [{"step": 1}, {"step": 2}]
+    files.drop_from_step(file, 3)
+    assert list(corpus.read_rows(file)) == [{"step": 1}, {"step": 2}]
 
 
 def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(
@@ -504,12 +509,12 @@ def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr(data, "sync", full)
-        data.replace(folder, part)
+        patch.setattr(files, "fsync", full)
+        files.replace_folder(folder, part)
     assert (folder / "file").read_text() == "before"
     copy = tmp_path / "folder.old"  # yours, not ours
     copy.mkdir()
-    data.replace(folder, part)
+    files.replace_folder(folder, part)
     assert (folder / "file").read_text() == "after" and set(tmp_path.iterdir()) == {
         folder,
         copy,
@@ -517,24 +522,26 @@ def test_folder_is_not_moved_away_before_the_disk_holds_the_one_in_its_place(
 
 
 def test_shown_paths_never_start_at_the_root(tmp_path):
-    assert data.shown(profiles.REPO / "data" / "x.csv") == "data/x.csv"
-    assert not data.shown(tmp_path / "x.csv").startswith("/")
+    assert files.display_path(files.REPO / "data" / "x.csv") == "data/x.csv"
+    assert not files.display_path(tmp_path / "x.csv").startswith("/")
 
 
 def test_what_papermill_injects_is_checked_too(tmp_path):
     known = parameters(tmp_path)
     cells = ["import x", 'PROFILE = "tiny"', "# Parameters\nSEED = 1\nSTEPS = 3\n"]
     with pytest.raises(ValueError, match="Unknown parameter 'STEPS'"):
-        data.setup({**known, "In": cells, "anything": 1, "else": 2})
-    data.setup({**known, "In": cells[:2] + ["# Parameters\nSEED = 1\n"], "anything": 1})
+        notebook.setup({**known, "In": cells, "anything": 1, "else": 2})
+    notebook.setup(
+        {**known, "In": cells[:2] + ["# Parameters\nSEED = 1\n"], "anything": 1}
+    )
 
 
 def test_runs_own_file_goes_before_the_shipped_one(tmp_path, capsys):
     own = tmp_path / "train_log.csv"
     assert (
-        data.reference(own)
-        == profiles.REPO / "data" / "reference" / "tiny" / "seed42" / "train_log.csv"
+        notebook.run_or_shipped(own)
+        == files.REPO / "data" / "reference" / "tiny" / "seed42" / "train_log.csv"
     )
     assert "showing the shipped run's" in capsys.readouterr().out
     own.write_text("")
-    assert data.reference(own) == own and capsys.readouterr().out == ""
+    assert notebook.run_or_shipped(own) == own and capsys.readouterr().out == ""

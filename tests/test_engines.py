@@ -17,8 +17,9 @@ from trl.generation import vllm_client
 from kr1_utils import engines, protocol
 from kr1_utils.agent import rollout
 from kr1_utils.engines import ServerEngine, TransformersEngine, TurnEnd, VLLMEngine
+from kr1_utils.files import REPO
 from kr1_utils.models import load
-from kr1_utils.profiles import PROFILES, REPO
+from kr1_utils.profiles import PROFILES
 
 LIMIT = 48
 

@@ -13,12 +13,13 @@ from helpers import ANSWER, SEARCH, Shelf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kr1_utils import data, evaluation, protocol
+from kr1_utils import cli, corpus, evaluation, files, protocol, scoring
 from kr1_utils.agent import ScriptedEngine, Trajectory
-from kr1_utils.evaluation import SCORERS, answer_recall, bootstrap, by_type, f1_score
-from kr1_utils.profiles import REPO, Limits
+from kr1_utils.evaluation import answer_recall, by_type
+from kr1_utils.files import REPO
+from kr1_utils.profiles import Limits
 from kr1_utils.retriever import Retriever
-from kr1_utils.rewards import exact_match
+from kr1_utils.scoring import SCORERS, bootstrap, exact_match, f1_score
 
 PACK = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
 
@@ -57,9 +58,7 @@ def test_f1(prediction, golds, wanted):
 def test_f1_lies_between_0_and_1_and_is_1_for_an_exact_match(prediction, golds):
     f1 = f1_score(prediction, golds)
     assert 0 <= f1 <= 1
-    if evaluation.exact_match(prediction, golds) and evaluation.normalize_answer(
-        prediction
-    ):
+    if scoring.exact_match(prediction, golds) and scoring.normalize_answer(prediction):
         assert f1 == pytest.approx(1)
 
 
@@ -141,8 +140,8 @@ def test_evaluation_scores_each_question_in_order(predictions):
 
 
 def test_predictions_can_be_written_as_json_lines(predictions, tmp_path):
-    data.write_jsonl(tmp_path / "p.jsonl", predictions)
-    assert list(data.read_rows(tmp_path / "p.jsonl")) == predictions
+    files.write_jsonl(tmp_path / "p.jsonl", predictions)
+    assert list(corpus.read_rows(tmp_path / "p.jsonl")) == predictions
 
 
 # --- the published scorers, each written once more from its definition ---
@@ -283,21 +282,21 @@ def test_where_the_scorers_part(scorer, metric, prediction, gold, score):
 
 
 @pytest.fixture
-def files(tmp_path):
+def folder(tmp_path):
     """Four questions; a first and a second file of predictions."""
     golds = [["Anna"], ["1931"], ["yes"], ["Zürich", "Zurich"]]
-    data.write_jsonl(
+    files.write_jsonl(
         tmp_path / "q.jsonl",
         [
             {"id": f"q{i}", "question": "?", "golden_answers": g, "type": "ab"[i % 2]}
             for i, g in enumerate(golds)
         ],
     )
-    data.write_jsonl(
+    files.write_jsonl(
         tmp_path / "one.jsonl",
         [{"id": "q0", "prediction": "Anna"}, {"id": "q1", "prediction": None}],
     )
-    data.write_jsonl(
+    files.write_jsonl(
         tmp_path / "two.jsonl",
         [
             {"id": f"q{i}", "prediction": p, "searches": i // 2}
@@ -307,13 +306,13 @@ def files(tmp_path):
     return tmp_path
 
 
-def run(files, capsys, *words):
-    status = evaluation.main([*words, "--questions", str(files / "q.jsonl")])
+def run(folder, capsys, *words):
+    status = cli.main(["score", *words, "--questions", str(folder / "q.jsonl")])
     return status, capsys.readouterr()
 
 
-def test_predictions_of_others_are_scored_side_by_side(files, capsys):
-    status, out = run(files, capsys, str(files / "two.jsonl"), "--json")
+def test_predictions_of_others_are_scored_side_by_side(folder, capsys):
+    status, out = run(folder, capsys, str(folder / "two.jsonl"), "--json")
     result = json.loads(out.out)
     assert status == 0 and result["missing"] == 0
     assert set(result["scorers"]) == {"2wiki", "search_r1", "r1_searcher"}
@@ -330,27 +329,31 @@ def test_predictions_of_others_are_scored_side_by_side(files, capsys):
     assert result["by_searches"]["1"]["questions"] == 2
 
 
-def test_some_predictions_may_not_say_how_often_they_searched(files, capsys):
+def test_some_predictions_may_not_say_how_often_they_searched(folder, capsys):
     rows = [
         {"id": "q0", "prediction": "Anna", "searches": 2},
         {"id": "q1", "prediction": "1931"},
     ]
-    data.write_jsonl(files / "some.jsonl", rows)
-    result = json.loads(run(files, capsys, str(files / "some.jsonl"), "--json")[1].out)
+    files.write_jsonl(folder / "some.jsonl", rows)
+    result = json.loads(
+        run(folder, capsys, str(folder / "some.jsonl"), "--json")[1].out
+    )
     assert {k: v["questions"] for k, v in result["by_searches"].items()} == {"2": 1}
 
 
-def test_a_missing_prediction_scores_nothing_and_is_counted(files, capsys):
-    result = json.loads(run(files, capsys, str(files / "one.jsonl"), "--json")[1].out)
+def test_a_missing_prediction_scores_nothing_and_is_counted(folder, capsys):
+    result = json.loads(run(folder, capsys, str(folder / "one.jsonl"), "--json")[1].out)
     assert result["missing"] == 3 and result["questions"] == 4
     assert all(result["scorers"][s]["em"] == 0.25 for s in SCORERS)
 
 
-def test_two_files_are_compared_question_by_question(files, capsys):
-    status, out = run(files, capsys, str(files / "one.jsonl"), str(files / "two.jsonl"))
+def test_two_files_are_compared_question_by_question(folder, capsys):
+    status, out = run(
+        folder, capsys, str(folder / "one.jsonl"), str(folder / "two.jsonl")
+    )
     assert status == 0 and "second less first" in out.out and "0.500 (" in out.out
-    same = str(files / "two.jsonl")
-    result = json.loads(run(files, capsys, same, same, "--json")[1].out)
+    same = str(folder / "two.jsonl")
+    result = json.loads(run(folder, capsys, same, same, "--json")[1].out)
     assert result["gain"]["2wiki"] == {
         "em": 0,
         "em_interval": [0, 0],
@@ -372,9 +375,9 @@ def test_two_files_are_compared_question_by_question(files, capsys):
         ),
     ],
 )
-def test_bad_predictions_are_refused_with_a_sentence(files, capsys, line, words):
-    data.write_jsonl(files / "bad.jsonl", [{"id": "q0", "prediction": "x"}, line])
-    status, out = run(files, capsys, str(files / "bad.jsonl"))
+def test_bad_predictions_are_refused_with_a_sentence(folder, capsys, line, words):
+    files.write_jsonl(folder / "bad.jsonl", [{"id": "q0", "prediction": "x"}, line])
+    status, out = run(folder, capsys, str(folder / "bad.jsonl"))
     assert status == 2 and words in out.err and "Prediction 2" in out.err
 
 
@@ -450,10 +453,10 @@ def test_lists_of_different_lengths_are_refused():
 def test_answer_recall_on_real_questions_is_what_was_measured():
     asked = [
         q
-        for q in data.load_questions(PACK / "questions.jsonl")
+        for q in corpus.load_questions(PACK / "questions.jsonl")
         if q["answer_in_corpus"]
     ]
-    found = Retriever.build(data.load_passages(PACK / "passages.jsonl")).search(
+    found = Retriever.build(corpus.load_passages(PACK / "passages.jsonl")).search(
         [q["question"] for q in asked], 10
     )
     recall = answer_recall(found, asked, (1, 3, 5, 10))
@@ -463,8 +466,10 @@ def test_answer_recall_on_real_questions_is_what_was_measured():
 
 def test_numbers_of_the_real_run_follow_from_its_predictions():
     """data/reference/smol_2wiki_scores.csv, and the row that README makes of it."""
-    files = REPO / "data" / "reference"
-    scores = pd.read_csv(files / "smol_2wiki_scores.csv").set_index(["metric", "stage"])
+    folder = REPO / "data" / "reference"
+    scores = pd.read_csv(folder / "smol_2wiki_scores.csv").set_index(
+        ["metric", "stage"]
+    )
     metrics = {
         "format valid": "format",
         "exact match": "em",
@@ -475,20 +480,20 @@ def test_numbers_of_the_real_run_follow_from_its_predictions():
     ids = set()
     for stage in ("untouched", "cold start", "GRPO"):
         rows = list(
-            data.read_rows(
-                files / f"smol_2wiki_{stage.lower().replace(' ', '_')}.jsonl"
+            corpus.read_rows(
+                folder / f"smol_2wiki_{stage.lower().replace(' ', '_')}.jsonl"
             )
         )
         ids.add(tuple(r["id"] for r in rows))
         for row in rows:
             assert row["em"] == exact_match(row["prediction"], row["golden_answers"])
             assert row["f1"] == pytest.approx(
-                evaluation.f1_score(row["prediction"], row["golden_answers"])
+                scoring.f1_score(row["prediction"], row["golden_answers"])
             )
             assert not {"passages", "text", "title"} & set(row)
         for metric, key in metrics.items():
             told = scores.loc[(metric, stage)]
-            found = evaluation.bootstrap([r[key] for r in rows], 2000, 42)
+            found = scoring.bootstrap([r[key] for r in rows], 2000, 42)
             assert tuple(told[["mean", "low", "high"]]) == pytest.approx(
                 found, abs=1e-4
             )
@@ -497,10 +502,10 @@ def test_numbers_of_the_real_run_follow_from_its_predictions():
             )
     assert len(ids) == 1 and len(ids.pop()) == 100
     before, after = (
-        list(data.read_rows(files / f"smol_2wiki_{s}.jsonl"))
+        list(corpus.read_rows(folder / f"smol_2wiki_{s}.jsonl"))
         for s in ("cold_start", "grpo")
     )
-    gain = evaluation.bootstrap(
+    gain = scoring.bootstrap(
         [b["em"] - a["em"] for a, b in zip(before, after, strict=True)], 2000, 42
     )
     assert gain == pytest.approx((0.08, 0.01, 0.15))
@@ -514,16 +519,16 @@ def test_most_right_answers_of_the_real_run_stand_in_the_question():
     """README: of 40 questions that name their answer 9 are right, then 17; of the
     others 1 and 1."""
     asked = {
-        q["id"]: evaluation.normalize_answer(q["question"])
-        for q in data.load_questions(PACK / "questions.jsonl")
+        q["id"]: scoring.normalize_answer(q["question"])
+        for q in corpus.load_questions(PACK / "questions.jsonl")
     }
     for stage, right in (("cold_start", (9, 1)), ("grpo", (17, 1))):
         rows = list(
-            data.read_rows(REPO / "data" / "reference" / f"smol_2wiki_{stage}.jsonl")
+            corpus.read_rows(REPO / "data" / "reference" / f"smol_2wiki_{stage}.jsonl")
         )
         named = [
             any(
-                evaluation.normalize_answer(g) in asked[r["id"]]
+                scoring.normalize_answer(g) in asked[r["id"]]
                 for g in r["golden_answers"]
             )
             for r in rows

@@ -11,12 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from kill_anywhere import descendants, lives
 from test_reproduce import call
 
-from kr1_utils import data, models, plots
+from kr1_utils import files, models, plots
 from kr1_utils.retriever import Retriever
 
 SHORT = [
@@ -80,15 +81,15 @@ may_mount = pytest.mark.skipif(
 
 def test_file_that_can_not_be_written_is_named_and_what_was_there_stays(tmp_path):
     file = tmp_path / "log.csv"
-    data.write_text(file, "as it was")
+    files.write_text(file, "as it was")
     sentence = "^log.csv can not be written: File too large.$"
     with files_no_larger_than(1000), pytest.raises(OSError, match=sentence):
-        data.write_text(file, "x" * 100_000)
+        files.write_text(file, "x" * 100_000)
     assert file.read_text() == "as it was" and list(tmp_path.iterdir()) == [file]
 
 
 def test_figure_that_can_not_be_written_leaves_the_one_before(tmp_path):
-    figure, _ = plots.plt.subplots()
+    figure, _ = plt.subplots()
     file = plots.save_fig(figure, tmp_path, "a")
     before = file.read_bytes()
     with (

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
 
 
 @pytest.mark.parametrize("check", [["format", "--check"], ["check"]], ids=" ".join)

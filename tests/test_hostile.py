@@ -18,13 +18,24 @@ from hypothesis import strategies as st
 from test_trainer import TINY, make
 from transformers import AutoTokenizer
 
-from kr1_utils import agent, data, memory, models, plots, protocol, retriever
+from kr1_utils import (
+    checks,
+    corpus,
+    files,
+    hub,
+    memory,
+    models,
+    protocol,
+    retriever,
+    views,
+)
 from kr1_utils.agent import ScriptedEngine, rollout
 from kr1_utils.engines import TransformersEngine
-from kr1_utils.evaluation import exact_match
-from kr1_utils.profiles import REPO, Limits
+from kr1_utils.files import REPO
+from kr1_utils.profiles import Limits
 from kr1_utils.protocol import ChatFormat
 from kr1_utils.retriever import Retriever
+from kr1_utils.scoring import exact_match
 
 SYSTEM = "Search, read, answer."
 LIMITS = Limits(
@@ -132,7 +143,7 @@ def special_tokens(tokenizer):
 
 
 def model_folders():
-    return {"tiny": REPO / "data" / "tiny-lm", "smollm2": models.locate(models.SMOLLM2)}
+    return {"tiny": REPO / "data" / "tiny-lm", "smollm2": models.locate(hub.SMOLLM2)}
 
 
 @pytest.fixture(scope="session", params=["tiny", "smollm2"])
@@ -167,7 +178,7 @@ passages = st.lists(a_passage, max_size=4)
 def assert_roles_mask_and_turns(t, tokenizer, said):
     """A trajectory's ids hold as many starts and ends of messages as there are
     messages, and only ours."""
-    chat, special = ChatFormat.of(tokenizer), special_tokens(tokenizer)
+    chat, special = ChatFormat.from_tokenizer(tokenizer), special_tokens(tokenizer)
     ids, start, end = (
         t.prompt_ids + t.completion_ids,
         special["<|im_start|>"],
@@ -189,8 +200,8 @@ def assert_roles_mask_and_turns(t, tokenizer, said):
     assert [i for i, m in zip(t.completion_ids, t.loss_mask, strict=True) if m] == sum(
         said, []
     )
-    agent.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
-    agent.check_batch([t.question["question"]], [t], LIMITS)
+    checks.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
+    checks.check_batch([t.question["question"]], [t], LIMITS)
     foreign = (
         set(special.values())
         - {start, end}
@@ -256,7 +267,9 @@ def test_each_hostile_piece_alone(lm_tokenizer, text):
 def test_every_special_token_of_a_tokenizer_stays_text(lm_tokenizer):
     special = special_tokens(lm_tokenizer)
     for text in special:
-        content = protocol.plain(lm_tokenizer, protocol.escape(text * 2))
+        content = protocol.escape_special_tokens(
+            lm_tokenizer, protocol.escape_tags(text * 2)
+        )
         assert not set(special.values()) & set(
             lm_tokenizer(content, add_special_tokens=False)["input_ids"]
         )
@@ -266,7 +279,9 @@ def test_every_special_token_of_a_tokenizer_stays_text(lm_tokenizer):
     "text", ["a < b", "<i>x</i> & [1] </s>", "<br/>", "It's 5 > 3.", "東京 żółć"]
 )
 def test_ordinary_text_is_left_alone_by_both_tokenizers(lm_tokenizer, text):
-    assert protocol.plain(lm_tokenizer, protocol.escape(text)) == text
+    assert (
+        protocol.escape_special_tokens(lm_tokenizer, protocol.escape_tags(text)) == text
+    )
 
 
 @settings(max_examples=8)
@@ -353,7 +368,10 @@ def whole_observation(tokenizer, chat, found, limit):
 def test_an_observation_is_one_of_whole_words_however_long_they_are(
     lm_tokenizer, words, limit
 ):
-    chat, found = ChatFormat.of(lm_tokenizer), [{"title": "T", "text": " ".join(words)}]
+    chat, found = (
+        ChatFormat.from_tokenizer(lm_tokenizer),
+        [{"title": "T", "text": " ".join(words)}],
+    )
     ids = protocol.observation_ids(lm_tokenizer, chat, found, limit)
     assert ids in whole_observation(lm_tokenizer, chat, found, limit)
 
@@ -376,18 +394,18 @@ def test_hostile_rows_come_back_from_files_as_they_were(tmp_path, rows):
         {"id": str(i), "question": f"Q{q}", "golden_answers": [a, b]}
         for i, (q, a, b) in enumerate(rows)
     ]
-    data.write_jsonl(file, asked)
-    assert data.load_questions(file) == json.loads(json.dumps(asked))
+    files.write_jsonl(file, asked)
+    assert corpus.load_questions(file) == json.loads(json.dumps(asked))
     found = [{"id": str(i), "title": q, "text": a} for i, (q, a, _) in enumerate(rows)]
-    data.write_jsonl(file, found)
-    assert data.load_passages(file) == json.loads(json.dumps(found))
+    files.write_jsonl(file, found)
+    assert corpus.load_passages(file) == json.loads(json.dumps(found))
 
 
 @settings(max_examples=25)
 @given(found=passages, queries=st.lists(hostile, min_size=1, max_size=4))
 @example(found=NASTY, queries=EVERYTHING)
 def test_hostile_passages_and_queries_go_through_an_index(tmp_path, found, queries):
-    corpus = [
+    written = [
         p | {"text": f"{p['text']} Kallas{i}"}
         for i, p in enumerate(
             [*found, *found[:1], {"id": "z", "title": "", "text": ""}]
@@ -395,10 +413,10 @@ def test_hostile_passages_and_queries_go_through_an_index(tmp_path, found, queri
     ]
     folder = tmp_path / "index"
     shutil.rmtree(folder, ignore_errors=True)
-    Retriever.build(corpus, folder)
-    index = Retriever.open(folder, corpus=retriever.fingerprint(corpus))
-    best = index.search([f"Kallas{i}" for i in range(len(corpus))], 1)
-    want = json.loads(json.dumps(corpus))
+    Retriever.build(written, folder)
+    index = Retriever.open(folder, corpus=retriever.fingerprint(written))
+    best = index.search([f"Kallas{i}" for i in range(len(written))], 1)
+    want = json.loads(json.dumps(written))
     assert [{k: p[0][k] for k in ("id", "title", "text")} for p in best] == want
     assert all(len(got) <= 3 for got in index.search([*queries, "", "a" * MEGABYTE], 3))
 
@@ -407,19 +425,19 @@ def test_a_megabyte_goes_through_every_reader(tmp_path):
     text = "word " * (MEGABYTE // 5)
     file = tmp_path / "passages.tsv"
     file.write_text(f"id\ttext\ttitle\n1\t{text}\tT\n", encoding="utf-8")
-    assert data.load_passages(file) == [{"id": "1", "text": text, "title": "T"}]
+    assert corpus.load_passages(file) == [{"id": "1", "text": text, "title": "T"}]
 
 
 @given(question=hostile)
 @example(question=ALL)
 def test_a_cut_off_file_of_trajectories_is_read_again(tmp_path, question):
     file = tmp_path / "trajectories.jsonl"
-    data.write_jsonl(
+    files.write_jsonl(
         file,
         [{"step": s, "question": question, "turns": [question]} for s in (1, 2, 3)],
     )
     before = file.read_bytes()
-    data.before_step(file, 3)
+    files.drop_from_step(file, 3)
     assert before.startswith(file.read_bytes()) and file.read_bytes().count(b"\n") == 2
 
 
@@ -473,12 +491,12 @@ def test_no_tag_or_attribute_but_ours_gets_onto_a_page(lm_tokenizer, question, f
             found,
             [SEARCH, f"<think> {utf8(question)}</think>{ANSWER}"],
         )
-        table = plots.table_html([(question, 1)], (question,))
+        table = views.table_html([(question, 1)], (question,))
         return t, [
-            plots.conversation_html(t, lm_tokenizer),
-            plots.microscope_html(t, lm_tokenizer),
+            views.conversation_html(t, lm_tokenizer),
+            views.microscope_html(t, lm_tokenizer),
             table,
-            plots.side_by_side_html(table, table, (utf8(question), "x")),
+            views.side_by_side_html(table, table, (utf8(question), "x")),
         ]
 
     trajectory, made = pages(question, found)

@@ -16,7 +16,7 @@ from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from trl.trainer.utils import add_fused_lm_head
 
-from kr1_utils import memory, models, profiles
+from kr1_utils import files, memory, models
 from kr1_utils.memory import GIB, PROMPT_TOKENS, Step, forecast, simulate
 from kr1_utils.profiles import resolve
 
@@ -158,7 +158,7 @@ def test_7b_is_forecast_in_little_time_and_memory():
     )
     out = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=profiles.REPO,
+        cwd=files.REPO,
         capture_output=True,
         text=True,
         check=True,
@@ -174,7 +174,7 @@ def test_7b_is_forecast_in_little_time_and_memory():
 
 
 def test_the_table_in_readme_is_what_is_forecast():
-    text = (profiles.REPO / "README.md").read_text(encoding="utf-8")
+    text = (files.REPO / "README.md").read_text(encoding="utf-8")
     row = (
         r"^\| `([^`]+)` \| [^|]* \| ([\d,]+) \| (\d+) GiB \| ([\d.]+) GiB \| ([\d.]+)"
         r" GiB.* ([\d,]+)"
@@ -193,8 +193,8 @@ def test_the_table_in_readme_is_what_is_forecast():
 
 
 def test_shipped_forecasts_are_what_is_simulated():
-    made = runpy.run_path(str(profiles.REPO / "data" / "reference" / "forecasts.py"))
-    table = pd.read_csv(profiles.REPO / "data" / "reference" / "forecasts.csv")
+    made = runpy.run_path(str(files.REPO / "data" / "reference" / "forecasts.py"))
+    table = pd.read_csv(files.REPO / "data" / "reference" / "forecasts.csv")
     for run, simulated in (
         ("original", made["original"]),
         ("eight rows", made["eight_rows"]),
@@ -210,7 +210,7 @@ def test_shipped_forecasts_are_what_is_simulated():
             and theirs[270] < 40
         )
         fits = theirs.index[theirs <= 40].max()
-        assert f"{fits:,}" in (profiles.REPO / "README.md").read_text(encoding="utf-8")
+        assert f"{fits:,}" in (files.REPO / "README.md").read_text(encoding="utf-8")
     ours = table[table["run"].isin(["7b", "7b-4bit"])]
     needs = ours[["training_gib", "sampling_gib"]].max(axis=1)
     assert (needs <= ours["gpu_gib"])[

@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 
-from kr1_utils import data, miniwiki
-from kr1_utils.profiles import REPO
+from kr1_utils import corpus, expert, miniwiki
+from kr1_utils.files import REPO
 
 SHIPPED = REPO / "data" / "miniwiki"
 FILES = ("passages", "train", "dev", "test", "test_single")
@@ -219,12 +219,12 @@ def test_shipped_files_are_small(questions):
 
 
 def test_shipped_files_are_read_by_our_own_reader(world):
-    assert data.load_passages(SHIPPED / "passages.jsonl") == world.passages
+    assert corpus.load_passages(SHIPPED / "passages.jsonl") == world.passages
 
 
 def test_demonstrations_search_the_evidence_and_end_with_the_answer(questions):
     for q in questions["dev"]:
-        turns = miniwiki.demonstration(q)
+        turns = expert.demonstration(q)
         assert [t[1] for t in turns] == ["search"] * len(q["evidence"]) + ["answer"]
         assert [t[2] for t in turns] == [
             *q["supporting_titles"],
@@ -264,8 +264,8 @@ def test_some_comparisons_ask_for_yes_or_no(questions, name, kind):
     ],
 )
 def test_verdict_names_the_right_one(earlier, says):
-    assert miniwiki.verdict("A", "1963", "B", "1889", earlier) == says
+    assert expert.verdict("A", "1963", "B", "1889", earlier) == says
     assert (
-        miniwiki.verdict("A", "Istria", "B", "Istria", None)
+        expert.verdict("A", "Istria", "B", "Istria", None)
         == "Istria and Istria are the same."
     )

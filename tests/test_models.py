@@ -14,9 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from kr1_utils import models, protocol
+from kr1_utils import hub, models, protocol
 from kr1_utils.engines import TransformersEngine
-from kr1_utils.profiles import REPO, resolve
+from kr1_utils.files import REPO
+from kr1_utils.profiles import resolve
 from kr1_utils.protocol import ChatFormat
 
 
@@ -256,9 +257,7 @@ def test_where_the_real_model_comes_from_is_said(
     monkeypatch.setattr(smollm2, "hub_answers", lambda: answers)
     monkeypatch.setattr(smollm2, "from_wheel", lambda: tmp_path)
     monkeypatch.setattr(models.runpy, "run_path", lambda path: vars(smollm2))
-    assert models.locate(models.SMOLLM2) == (
-        models.SMOLLM2 if answers else str(tmp_path)
-    )
+    assert models.locate(hub.SMOLLM2) == (hub.SMOLLM2 if answers else str(tmp_path))
     assert ("from the hub" if answers else "no hub answers") in capsys.readouterr().out
     assert models.locate("data/tiny-lm") == str(REPO / "data" / "tiny-lm")
 
@@ -267,7 +266,7 @@ def test_where_the_real_model_comes_from_is_said(
 def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
     model, tokenizer = models.load(str(smollm2.from_wheel()))
     assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
-    chat = ChatFormat.of(tokenizer)
+    chat = ChatFormat.from_tokenizer(tokenizer)
     assert (
         tokenizer.eos_token == "<|im_end|>"
         and chat.end_of_turn == tokenizer.eos_token_id

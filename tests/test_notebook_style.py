@@ -7,7 +7,8 @@ import re
 import pytest
 from helpers import exercises, solution_code
 
-from kr1_utils.profiles import PARAMETERS, REPO
+from kr1_utils.files import REPO
+from kr1_utils.profiles import PARAMETERS
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 WANTED = {

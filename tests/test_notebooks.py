@@ -14,10 +14,10 @@ import pytest
 from helpers import exercises, solution_code
 from papermill.exceptions import PapermillExecutionError
 
-from kr1_utils import data, profiles, reproduce
+from kr1_utils import files, reproduce, trainer
 
 pytestmark = pytest.mark.notebook
-REPO = profiles.REPO
+REPO = files.REPO
 # Short, and long enough to see that it learns.
 LEARNING = {
     "max_steps": 48,
@@ -110,7 +110,7 @@ def test_summary_holds_what_design_names(whole_run):
 
 def test_training_log_is_whole_and_finite(whole_run):
     log = pd.read_csv(whole_run / "train_log.csv")
-    assert list(log.columns) == list(data.LOG_COLUMNS)
+    assert list(log.columns) == list(trainer.LOG_COLUMNS)
     assert log["step"].tolist() == list(range(1, LEARNING["max_steps"] + 1))
     assert log.map(math.isfinite).all().all()
 
@@ -223,7 +223,7 @@ ODD = [
 
 def odd_data(folder: Path, questions: str) -> str:
     """Three passages, and as many questions unlike those of 2WikiMultihopQA."""
-    data.write_jsonl(
+    files.write_jsonl(
         folder / "passages.jsonl",
         [
             {"id": title, "title": title, "text": f"{title} was directed by {name}."}
@@ -234,7 +234,7 @@ def odd_data(folder: Path, questions: str) -> str:
             )
         ],
     )
-    data.write_jsonl(folder / f"{questions}.jsonl", ODD)
+    files.write_jsonl(folder / f"{questions}.jsonl", ODD)
     return str(folder)
 
 

@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 from helpers import ANSWER, SEARCH, Shelf
 
-from kr1_utils import plots
+from kr1_utils import plots, views
 from kr1_utils.agent import ScriptedEngine, rollout
-from kr1_utils.data import LOG_COLUMNS
-from kr1_utils.profiles import REPO, Limits
+from kr1_utils.files import REPO
+from kr1_utils.profiles import Limits
+from kr1_utils.trainer import LOG_COLUMNS
 
 draw = runpy.run_path(str(REPO / "figures" / "draw.py"))
 
@@ -132,13 +133,13 @@ def test_saved_figure_is_a_picture_in_its_folder(tmp_path, log):
 
 
 def test_table_escapes_what_it_shows():
-    markup = plots.table_html([("<b>", 1), ("x", "&")], ("setting", "<i>"))
+    markup = views.table_html([("<b>", 1), ("x", "&")], ("setting", "<i>"))
     assert "<b>" not in markup and "<i>" not in markup
     assert text_of(markup) == "setting<i><b>1x&"
 
 
 def test_conversation_shows_every_token_once_in_order(trajectory, tokenizer):
-    markup = plots.conversation_html(trajectory, tokenizer)
+    markup = views.conversation_html(trajectory, tokenizer)
     shown = re.sub(r"<b>[^<]*</b>  ", "", markup)
     assert text_of(shown) == tokenizer.decode(
         trajectory.prompt_ids + trajectory.completion_ids
@@ -155,7 +156,7 @@ def test_conversation_shows_every_token_once_in_order(trajectory, tokenizer):
 
 def under_the_microscope(trajectory, tokenizer, **more):
     """(writer, all that hovering tells, the token's text) of each token."""
-    markup = plots.microscope_html(trajectory, tokenizer, **more)
+    markup = views.microscope_html(trajectory, tokenizer, **more)
     assert "<script" not in markup
     return [
         (told.split(", ")[0], told, html.unescape(text))
@@ -197,7 +198,7 @@ def test_microscope_shows_a_mask_that_is_wrong(trajectory, tokenizer):
     ]
     assert writer == "observation" and "mask 1" in told and "advantage" in told
     lines = [
-        plots.microscope_html(t, tokenizer).count("<u ") for t in (trajectory, wrong)
+        views.microscope_html(t, tokenizer).count("<u ") for t in (trajectory, wrong)
     ]
     assert lines[1] == lines[0] + 1
 
@@ -301,7 +302,7 @@ def test_microscope_adds_the_loss_up(trajectory, tokenizer):
 
 
 def test_side_by_side_shows_both_with_their_titles():
-    markup = plots.side_by_side_html(
+    markup = views.side_by_side_html(
         "<p>left</p>", "<p>right</p>", ("before <", "after")
     )
     assert text_of(markup) == "before <leftafterright"

@@ -17,7 +17,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
 from kr1_utils import reproduce
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
 
 WORKER = REPO / "tests" / "train_worker.py"
 LAUNCH = [

@@ -4,7 +4,7 @@ sentence."""
 import pytest
 import torch
 
-from kr1_utils import data, models, profiles, trainer
+from kr1_utils import corpus, files, models, profiles, trainer
 from kr1_utils.profiles import PROFILES, resolve
 
 
@@ -141,13 +141,14 @@ def test_files_of_a_profile_are_shipped():
             p.test_single_questions,
         ):
             assert (
-                not file.startswith("data/miniwiki") or profiles.path(file).is_file()
+                not file.startswith("data/miniwiki")
+                or files.in_repository(file).is_file()
             ), file
 
 
 def test_relative_paths_start_at_the_repository(tmp_path):
-    assert profiles.path("data") == profiles.REPO / "data"
-    assert profiles.path(str(tmp_path)) == tmp_path
+    assert files.in_repository("data") == files.REPO / "data"
+    assert files.in_repository(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["1.5b", "7b", "7b-4bit"])
@@ -170,7 +171,7 @@ def test_profiles_for_a_gpu_give_whole_arguments(name, tmp_path):
         )
     assert models.lora_config(profile).r == 16
     with pytest.raises(ValueError, match="has no corpus of its own"):
-        data.sources(profile)
+        corpus.locate_files(profile)
 
 
 def test_a_response_smaller_than_one_turn_is_refused():

@@ -164,7 +164,7 @@ def test_rendered_turn_is_parsed_back(thought, kind, content):
 
 @given(anything)
 def test_escaped_text_holds_no_tag_and_no_template_token(text):
-    safe = protocol.escape(text)
+    safe = protocol.escape_tags(text)
     assert not re.search(
         r"<\s*/?\s*(think|search|answer|context)\b", safe, re.IGNORECASE
     )
@@ -176,12 +176,14 @@ def test_escaped_text_holds_no_tag_and_no_template_token(text):
 
 @given(anything)
 def test_escaped_text_is_left_alone_the_second_time(text):
-    assert protocol.escape(protocol.escape(text)) == protocol.escape(text)
+    assert protocol.escape_tags(protocol.escape_tags(text)) == protocol.escape_tags(
+        text
+    )
 
 
 def test_escape_leaves_ordinary_text_alone():
     for text in ("a < b, x<y>", "<i>thinking</i> <thinker>", "a |> b"):
-        assert protocol.escape(text) == text
+        assert protocol.escape_tags(text) == text
 
 
 @given(anything)
@@ -196,7 +198,7 @@ def test_no_outside_text_becomes_a_special_token_or_a_tag(tokenizer, text):
         )
     }
     for safe in (
-        protocol.escape(text),
+        protocol.escape_tags(text),
         protocol.render_context([{"title": text, "text": text}]),
     ):
         assert not special & set(tokenizer(safe, add_special_tokens=False)["input_ids"])
@@ -287,7 +289,7 @@ CONVERSATION = [
 
 def appended(tokenizer, conversation):
     """The conversation as a rollout makes it: a prompt, and ids appended to it."""
-    chat = ChatFormat.of(tokenizer)
+    chat = ChatFormat.from_tokenizer(tokenizer)
     ids = protocol.prompt_ids(tokenizer, conversation[:2])
     for message in conversation[2:]:
         if message["role"] == "assistant":
@@ -336,7 +338,7 @@ def test_appended_text_is_what_the_template_of_qwen_renders(other):
 def test_format_of_the_template_of_qwen_is_read_off(other):
     other.chat_template = (TEMPLATES / "qwen2_5.jinja").read_text(encoding="utf-8")
     end = other.convert_tokens_to_ids("<|im_end|>")
-    assert ChatFormat.of(other) == ChatFormat(
+    assert ChatFormat.from_tokenizer(other) == ChatFormat(
         "\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", end
     )
 
@@ -350,13 +352,13 @@ def test_model_without_a_template_is_refused(other):
     with pytest.raises(
         ValueError, match="has no chat template: take an instruct model"
     ):
-        ChatFormat.of(other)
+        ChatFormat.from_tokenizer(other)
 
 
 def test_template_that_drops_earlier_thoughts_is_refused(other):
     other.chat_template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="rewrites earlier messages"):
-        ChatFormat.of(other)
+        ChatFormat.from_tokenizer(other)
 
 
 def test_template_that_numbers_messages_from_the_end_is_refused(other):
@@ -365,4 +367,4 @@ def test_template_that_numbers_messages_from_the_end_is_refused(other):
         "{{ m.content }}<|im_end|>\n{% endfor %}"
     )
     with pytest.raises(ValueError, match="rewrites earlier messages"):
-        ChatFormat.of(other)
+        ChatFormat.from_tokenizer(other)

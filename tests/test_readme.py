@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from kr1_utils.profiles import REPO
+from kr1_utils.files import REPO
 
 PACKAGE = REPO / "kr1_utils"
 # A file imports from earlier ones only.

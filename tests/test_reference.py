@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kr1_utils.evaluation import OUTCOMES, bootstrap, mean, score_answers
-from kr1_utils.profiles import REPO
-from kr1_utils.rewards import normalize_answer
+from kr1_utils.evaluation import OUTCOMES, mean
+from kr1_utils.files import REPO
+from kr1_utils.scoring import bootstrap, normalize_answer, score_answers
 
 REFERENCE = REPO / "data" / "reference"
 README = (REPO / "README.md").read_text(encoding="utf-8")

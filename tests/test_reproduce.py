@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kr1_utils import data, profiles, reproduce
+from kr1_utils import files, profiles, reproduce
 
 
 def call(*words: str):
@@ -41,7 +41,7 @@ def call(*words: str):
 )
 def test_bad_input_ends_in_one_sentence_before_any_work(words, sentence, tmp_path):
     if words[0] == "--out":
-        words = ["--out", str(profiles.REPO / words[1])]
+        words = ["--out", str(files.REPO / words[1])]
     else:
         words = [*words, "--out", str(tmp_path / "out")]
     done = call(*words)
@@ -76,7 +76,7 @@ def test_dry_run_says_what_it_takes_and_touches_nothing(name, gpu, words, tmp_pa
     def files():
         return {
             f: f.stat().st_mtime_ns
-            for f in profiles.REPO.rglob("*")
+            for f in files.REPO.rglob("*")
             if not {"__pycache__", ".git"} & set(f.parts)
             and ".cache" not in f.name
             and f.is_file()
@@ -140,7 +140,7 @@ def stamps(monkeypatch):
 
     def run(number, parameters, out):
         (out / "index").mkdir(exist_ok=True)
-        for name in (f"{number}.ipynb", *reproduce.MADE.get(number, ())):
+        for name in (f"{number}.ipynb", *reproduce.REQUIRED_OUTPUTS.get(number, ())):
             (out / name).write_text("{}" if name.endswith(".json") else "step\n")
         return 1.0
 
@@ -161,7 +161,7 @@ def test_what_a_run_is_made_of_makes_a_notebook_outdated_when_it_changes(
     own, out = tmp_path / "own", tmp_path / "out"
     own.mkdir()
     for name in ("passages", "train", "test"):
-        shutil.copy(profiles.REPO / "data" / "miniwiki" / f"{name}.jsonl", own)
+        shutil.copy(files.REPO / "data" / "miniwiki" / f"{name}.jsonl", own)
     words = ["--out", str(out), "--data", str(own), "--only", "03"]
     seen = [
         stamps(*words),
@@ -174,7 +174,7 @@ def test_what_a_run_is_made_of_makes_a_notebook_outdated_when_it_changes(
     tiny = profiles.PROFILES["tiny"]
     monkeypatch.setitem(profiles.PROFILES, "tiny", dataclasses.replace(tiny, lora_r=4))
     seen.append(stamps(*words))
-    model = shutil.copytree(profiles.REPO / "data" / "tiny-lm", tmp_path / "model")
+    model = shutil.copytree(files.REPO / "data" / "tiny-lm", tmp_path / "model")
     words += ["--set", f"model={model}"]
     seen.append(stamps(*words))
     (model / "config.json").write_text((model / "config.json").read_text() + "\n")
@@ -208,9 +208,9 @@ def test_what_was_scored_before_training_is_scored_again_after_it(
 )
 def test_notebook_whose_files_are_gone_is_not_complete(stamps, tmp_path, number, lost):
     stamp = stamps("--out", str(tmp_path), "--only", number)
-    assert reproduce.complete(tmp_path, number, stamp) == 1.0
+    assert reproduce.is_complete(tmp_path, number, stamp) == 1.0
     (tmp_path / lost).unlink()
-    assert reproduce.complete(tmp_path, number, stamp) is None
+    assert reproduce.is_complete(tmp_path, number, stamp) is None
 
 
 @pytest.mark.slow
@@ -271,7 +271,7 @@ def test_a_training_that_was_not_yet_noted_as_complete_is_not_done_again(
     def killed(file, text):
         if file.name == "03.json":
             raise KeyboardInterrupt
-        data.write_text(file, text)
+        files.write_text(file, text)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(reproduce, "write_text", killed)

@@ -23,10 +23,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kr1_utils import retriever as retriever_module
+from kr1_utils import files, retriever
 from kr1_utils.agent import ScriptedEngine, rollout
-from kr1_utils.data import load_passages, load_questions, write_jsonl
-from kr1_utils.profiles import REPO, Limits
+from kr1_utils.corpus import load_passages, load_questions
+from kr1_utils.files import REPO, write_jsonl
+from kr1_utils.profiles import Limits
 from kr1_utils.retriever import MANIFEST, Retriever, fingerprint
 
 WIKI = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
@@ -282,7 +283,7 @@ def test_killed_build_goes_on_where_it_was(
     done, kept = kill_half_way(file, folder), {}
     with pytest.raises(FileNotFoundError, match="No index"):
         Retriever.open(folder)
-    scored = retriever_module._fill
+    scored = retriever.write_shards
 
     def look(part, *rest):
         manifest = scored(part, *rest)
@@ -348,12 +349,12 @@ def test_tokens_of_one_corpus_never_stand_beside_the_lines_of_another(
     tmp_path, monkeypatch
 ):
     def cut(word):
-        return retriever_module._cut(
+        return retriever._cut(
             tmp_path, 0, [{"id": "0", "title": "T", "text": word}], "english", "en"
         )
 
     cut("first")
-    write = retriever_module.write_whole
+    write = files.atomic_write
 
     def killed(file, what):
         if file.suffix == ".npz":
@@ -384,7 +385,7 @@ def test_disk_with_too_little_room_is_refused_before_anything_is_written(
 
 def test_room_asked_for_is_enough(tmp_path, world, monkeypatch):
     held = []
-    scored = retriever_module._score
+    scored = retriever._score
     monkeypatch.setattr(
         retriever_module,
         "_score",
@@ -394,14 +395,14 @@ def test_room_asked_for_is_enough(tmp_path, world, monkeypatch):
         )[0],
     )
     Retriever.build(world.passages, tmp_path / "index")
-    size = sum(len(retriever_module._line(p)) for p in world.passages)
-    assert 1 < held[0] / size < retriever_module.DISK
+    size = sum(len(retriever._line(p)) for p in world.passages)
+    assert 1 < held[0] / size < retriever.DISK
 
 
 @pytest.mark.parametrize("name", ["passages.jsonl", "passages.jsonl.gz"])
 def test_file_is_indexed_like_its_passages(tmp_path, small, name):
     with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
-        file.write(b"".join(retriever_module._line(p) for p in CORPUS))
+        file.write(b"".join(retriever._line(p) for p in CORPUS))
     index = Retriever.build(tmp_path / name, tmp_path / "index")
     assert index.search(["Dara Kallas Merano"], 4) == small.search(
         ["Dara Kallas Merano"], 4
@@ -434,12 +435,12 @@ def test_any_text_is_cut_into_the_tokens_that_bm25s_finds(texts):
     )
     with tempfile.TemporaryDirectory() as folder:
         rows = [{"id": str(n), "title": "", "text": t} for n, t in enumerate(texts)]
-        retriever_module._cut(Path(folder), 0, rows, "english", "en")
+        retriever._cut(Path(folder), 0, rows, "english", "en")
         shard = np.load(Path(folder) / "00000.npz")
         words, at = shard["words"], np.cumsum([0, *shard["lengths"]])
         for n, stems in enumerate(wanted):
             found = words[shard["tokens"][at[n] : at[n + 1]]]
-            assert found.tolist() == retriever_module._hashes(stems).tolist()
+            assert found.tolist() == retriever.word_hashes(stems).tolist()
 
 
 def test_opened_index_finds_what_the_built_one_finds(

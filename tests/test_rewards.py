@@ -5,13 +5,8 @@ import pytest
 from kr1_utils import rewards
 from kr1_utils.profiles import resolve
 from kr1_utils.protocol import parse_turn
-from kr1_utils.rewards import (
-    accuracy_reward,
-    exact_match,
-    format_reward,
-    format_score,
-    normalize_answer,
-)
+from kr1_utils.rewards import accuracy_reward, format_reward, format_score
+from kr1_utils.scoring import exact_match, normalize_answer
 
 SEARCH = "<think> a</think><search> b</search>"
 ANSWER = "<think> a</think><answer> b</answer>"

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kr1_utils import data, evaluation, profiles
+from kr1_utils import corpus, evaluation, files, profiles
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.models import load
 from kr1_utils.protocol import TAGS, ChatFormat
 
-FOLDER = profiles.REPO / "data" / "tiny-lm"
+FOLDER = files.REPO / "data" / "tiny-lm"
 TOKENIZER = load("data/tiny-lm")[1]
 
 
@@ -43,9 +43,9 @@ def exam(model, tokenizer, retriever, split, temperature, limit=0):
     """Scores of the shipped questions of a split."""
     profile = profiles.resolve("tiny")
     engine = TransformersEngine(
-        model, tokenizer, ChatFormat.of(tokenizer).end_of_turn, temperature
+        model, tokenizer, ChatFormat.from_tokenizer(tokenizer).end_of_turn, temperature
     )
-    questions = data.questions_of(data.sources(profile), split, limit)
+    questions = corpus.load_split(corpus.locate_files(profile), split, limit)
     return evaluation.evaluate(
         engine, tokenizer, retriever, questions, profile.limits, profile.system_prompt
     )

@@ -22,18 +22,12 @@ from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
 
-from kr1_utils import data, models, rewards, trainer
-from kr1_utils.agent import (
-    ScriptedEngine,
-    check_batch,
-    check_limits,
-    check_mask,
-    rollout,
-)
-from kr1_utils.data import LOG_COLUMNS
-from kr1_utils.memory import micro_batches
-from kr1_utils.profiles import REPO, Limits, resolve
-from kr1_utils.trainer import KnowledgeGRPOTrainer
+from kr1_utils import corpus, files, models, rewards, trainer
+from kr1_utils.agent import ScriptedEngine, check_limits, rollout
+from kr1_utils.checks import check_batch, check_mask
+from kr1_utils.files import REPO
+from kr1_utils.profiles import Limits, resolve
+from kr1_utils.trainer import LOG_COLUMNS, KnowledgeGRPOTrainer, micro_batches
 
 LIMITS = dict(
     max_turns=2,
@@ -86,7 +80,7 @@ def make(folder, questions, retriever, profile=TINY, kind=Spy, **more):
         folder=folder,
         args=trainer.grpo_config(profile, 42, folder / "state"),
         processing_class=tokenizer,
-        train_dataset=data.training_set(questions["train"][:40]),
+        train_dataset=corpus.training_set(questions["train"][:40]),
         peft_config=models.lora_config(profile),
         **more,
     )
@@ -398,8 +392,8 @@ def row_of(step, value=0.5):
 def test_log_row_replaces_its_own_step_and_later_ones(tmp_path):
     file = tmp_path / "train_log.csv"
     for step in (1, 2, 3, 4):
-        data.append_log(file, row_of(step))
-    data.append_log(file, row_of(3, 0.7))
+        files.append_log(file, row_of(step))
+    files.append_log(file, row_of(3, 0.7))
     assert [(r["step"], r["loss"]) for r in log_of(tmp_path)] == [
         ("1", "0.5"),
         ("2", "0.5"),
@@ -409,14 +403,14 @@ def test_log_row_replaces_its_own_step_and_later_ones(tmp_path):
 
 def test_log_row_with_other_columns_than_the_rows_before_is_refused(tmp_path):
     file = tmp_path / "train_log.csv"
-    data.append_log(file, row_of(1))
+    files.append_log(file, row_of(1))
     with pytest.raises(ValueError):
-        data.append_log(file, {"step": 2})
+        files.append_log(file, {"step": 2})
     assert [r["step"] for r in log_of(tmp_path)] == ["1"]
 
 
 def test_training_set_keeps_questions_and_their_answers(questions):
-    rows = data.training_set(questions["train"][:3])
+    rows = corpus.training_set(questions["train"][:3])
     assert rows["prompt"] == [q["question"] for q in questions["train"][:3]]
     assert rows["golden_answers"] == [
         q["golden_answers"] for q in questions["train"][:3]
@@ -503,7 +497,7 @@ def one_update(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("loss_type", trainer.SHARES)
+@pytest.mark.parametrize("loss_type", trainer.LOSS_WEIGHTING)
 def test_gradient_of_the_parts_is_that_of_the_whole(
     loss_type, accumulate, tmp_path, questions, retriever
 ):
@@ -615,7 +609,7 @@ def test_run_that_is_out_of_memory_says_what_to_lower_and_goes_on(
         )
     }
     profile, state = replace(TINY, grpo=settings["profile"]["grpo"]), tmp_path / "state"
-    assert data.resume_point(state, settings) is None
+    assert trainer.resume_point(state, settings) is None
     asked = []
     run = make(
         tmp_path,
@@ -635,19 +629,19 @@ def test_run_that_is_out_of_memory_says_what_to_lower_and_goes_on(
     )
     assert 20 < asked[0] <= TINY.limits.max_response_tokens
     settings["profile"]["limits"]["max_response_tokens"] = 200  # what it said to lower
-    checkpoint = data.resume_point(state, settings)
+    checkpoint = trainer.resume_point(state, settings)
     assert checkpoint.endswith("checkpoint-1")
     assert (
-        data.resume_point(state, settings) == checkpoint
+        trainer.resume_point(state, settings) == checkpoint
     )  # also when it was stopped again at once
     lower = replace(profile, limits=Limits(**settings["profile"]["limits"]))
     make(tmp_path, questions, retriever, lower, reward_funcs=[length_reward] * 2).train(
         resume_from_checkpoint=checkpoint
     )
     assert [r["step"] for r in log_of(tmp_path)] == ["1", "2", "3"]
-    assert not (state / data.OUT_OF_MEMORY).exists()
+    assert not (state / trainer.OUT_OF_MEMORY).exists()
     assert (
-        data.resume_point(state, {"profile": asdict(profile)}) is None
+        trainer.resume_point(state, {"profile": asdict(profile)}) is None
     )  # without that reason: a new run
 
 
@@ -662,12 +656,12 @@ def checkpoint(folder, step, state="{}"):
 
 def test_resume_point_is_the_last_whole_checkpoint(tmp_path):
     folder = tmp_path / "state"
-    assert data.resume_point(folder, {"a": 1}) is None
+    assert trainer.resume_point(folder, {"a": 1}) is None
     checkpoint(folder, 20)
     checkpoint(folder, 100)
     checkpoint(folder, 120, None)
     checkpoint(folder, 140, '{"half')
-    assert data.resume_point(folder, {"a": 1}) == str(folder / "checkpoint-100")
+    assert trainer.resume_point(folder, {"a": 1}) == str(folder / "checkpoint-100")
     assert {f.name for f in folder.glob("checkpoint-*")} == {
         "checkpoint-20",
         "checkpoint-100",
@@ -676,9 +670,9 @@ def test_resume_point_is_the_last_whole_checkpoint(tmp_path):
 
 def test_run_with_other_settings_does_not_go_on(tmp_path):
     folder = tmp_path / "state"
-    data.resume_point(folder, {"a": 1})
+    trainer.resume_point(folder, {"a": 1})
     checkpoint(folder, 20)
-    assert data.resume_point(folder, {"a": 2}) is None
+    assert trainer.resume_point(folder, {"a": 2}) is None
     assert not list(folder.glob("checkpoint-*"))
 
 

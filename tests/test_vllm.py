@@ -11,10 +11,11 @@ import pytest
 import torch
 from trl.generation.vllm_client import VLLMClient
 
-from kr1_utils import data, models, trainer
+from kr1_utils import corpus, hub, models, trainer
 from kr1_utils.agent import rollout
 from kr1_utils.engines import ServerEngine, TransformersEngine, VLLMEngine
-from kr1_utils.profiles import REPO, Limits, resolve
+from kr1_utils.files import REPO
+from kr1_utils.profiles import Limits, resolve
 from kr1_utils.protocol import ChatFormat
 from kr1_utils.retriever import Retriever
 
@@ -52,7 +53,7 @@ def same_conversations(
 
     Returns: (how many are the same token for token, vLLM's trajectories, tokens
     computed / floor)"""
-    chat = ChatFormat.of(tokenizer)
+    chat = ChatFormat.from_tokenizer(tokenizer)
     vllm = VLLMEngine.open(
         str(folder),
         tokenizer,
@@ -106,14 +107,16 @@ def test_both_engines_lead_the_same_conversations_with_tiny_lm(
 
 
 def test_both_engines_lead_the_same_conversations_with_smollm2():
-    folder = models.locate(models.SMOLLM2)
+    folder = models.locate(hub.SMOLLM2)
     model, tokenizer = models.load(folder)
     if PACK.is_dir():
-        questions = data.load_questions(PACK / "questions.jsonl")[:50]
-        passages = data.load_passages(PACK / "passages.jsonl")
+        questions = corpus.load_questions(PACK / "questions.jsonl")[:50]
+        passages = corpus.load_passages(PACK / "passages.jsonl")
     else:
-        questions = data.load_questions(REPO / "data" / "miniwiki" / "test.jsonl")[:50]
-        passages = data.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
+        questions = corpus.load_questions(REPO / "data" / "miniwiki" / "test.jsonl")[
+            :50
+        ]
+        passages = corpus.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
     limits = Limits(
         max_turns=1,
         top_k=2,
@@ -177,7 +180,7 @@ def server(tmp_path_factory):
 
 def test_a_server_leads_the_same_conversations(server, tiny, retriever, questions):
     model, tokenizer = tiny
-    profile, end = resolve("tiny"), ChatFormat.of(tokenizer).end_of_turn
+    profile, end = resolve("tiny"), ChatFormat.from_tokenizer(tokenizer).end_of_turn
     asked = (
         tokenizer,
         retriever,
@@ -262,7 +265,7 @@ def trained(questions, retriever, tmp_path_factory):
         args=config,
         processing_class=tokenizer,
         peft_config=models.lora_config(profile),
-        train_dataset=data.training_set(questions["train"][:200]),
+        train_dataset=corpus.training_set(questions["train"][:200]),
     )
     vllm, told = run.vllm_generation, []
     # A CPU has no sleep mode: stand-ins note when it would sleep and wake.

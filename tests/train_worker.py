@@ -23,9 +23,10 @@ from helpers import ANSWER, SEARCH
 from torch.distributed.fsdp import FSDPModule
 from transformers import set_seed
 
-from kr1_utils import alarms, data, models, trainer
+from kr1_utils import alarms, corpus, models, trainer
 from kr1_utils.agent import ScriptedEngine
-from kr1_utils.profiles import REPO, resolve
+from kr1_utils.files import REPO
+from kr1_utils.profiles import resolve
 from kr1_utils.retriever import Retriever
 
 ROWS, STEPS = 16, 3
@@ -115,8 +116,8 @@ def main(folder: Path, mode: str) -> None:
     out = folder / f"{mode}_{how}"
     set_seed(1)
     model, tokenizer = models.load(profile.model)
-    passages = data.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
-    questions = data.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:40]
+    passages = corpus.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
+    questions = corpus.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:40]
     kind = {"record": Recorder, "replay": Player, "ragged": Ragged}.get(
         mode, trainer.KnowledgeGRPOTrainer
     )
@@ -141,7 +142,7 @@ def main(folder: Path, mode: str) -> None:
         model,
         args=config,
         processing_class=tokenizer,
-        train_dataset=data.training_set(questions),
+        train_dataset=corpus.training_set(questions),
         retriever=Retriever.build(passages),
         limits=profile.limits,
         folder=out,

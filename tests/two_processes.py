@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from kr1_utils import data, models, trainer
-from kr1_utils.profiles import REPO, resolve
+from kr1_utils import corpus, models, trainer
+from kr1_utils.files import REPO
+from kr1_utils.profiles import resolve
 from kr1_utils.retriever import Retriever
 
 
@@ -46,15 +47,15 @@ def main(folder: Path, budget: int) -> None:
         ),
     )
     model, tokenizer = models.load(profile.model)
-    questions = data.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:16]
-    passages = data.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
+    questions = corpus.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:16]
+    passages = corpus.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
     torch.manual_seed(0)
     config = trainer.grpo_config(profile, 42, folder / "state", use_cpu=True)
     run = trainer.KnowledgeGRPOTrainer(
         model,
         args=config,
         processing_class=tokenizer,
-        train_dataset=data.training_set(questions),
+        train_dataset=corpus.training_set(questions),
         retriever=Retriever.build(passages),
         limits=profile.limits,
         system_prompt=profile.system_prompt,

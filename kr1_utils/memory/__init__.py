@@ -1,0 +1,32 @@
+"""The GPU memory that a run will need, simulated before anything is rented."""
+
+from kr1_utils.memory.forecast import (
+    GPU_SIZES,
+    OVERHEAD_GIB,
+    config_of,
+    count_parameters,
+    forecast,
+    peak_gib,
+    sampling,
+    show,
+    step_of,
+    this_gpu,
+)
+from kr1_utils.memory.simulate import GIB, PROMPT_TOKENS, Step, simulate
+
+__all__ = [
+    "GIB",
+    "GPU_SIZES",
+    "OVERHEAD_GIB",
+    "PROMPT_TOKENS",
+    "Step",
+    "config_of",
+    "count_parameters",
+    "forecast",
+    "peak_gib",
+    "sampling",
+    "show",
+    "simulate",
+    "step_of",
+    "this_gpu",
+]

@@ -1,0 +1,45 @@
+"""Miniwiki: a fictional world, its passages, and questions about it."""
+
+from kr1_utils.miniwiki.questions import (
+    KIN,
+    MULTI_HOP,
+    NO_ANSWER,
+    make_questions,
+)
+from kr1_utils.miniwiki.world import (
+    ADJECTIVES,
+    CITIES,
+    COUNTRIES,
+    MEN,
+    NOUNS,
+    SENTENCES,
+    SHIPPED_SEED,
+    SURNAMES,
+    TRADES,
+    WOMEN,
+    World,
+    base_name,
+    make_world,
+    year,
+)
+
+__all__ = [
+    "ADJECTIVES",
+    "CITIES",
+    "COUNTRIES",
+    "KIN",
+    "MEN",
+    "MULTI_HOP",
+    "NOUNS",
+    "NO_ANSWER",
+    "SENTENCES",
+    "SHIPPED_SEED",
+    "SURNAMES",
+    "TRADES",
+    "WOMEN",
+    "World",
+    "base_name",
+    "make_questions",
+    "make_world",
+    "year",
+]
