@@ -1,51 +1,96 @@
 """Owns the loop: generate, parse, search, append, over a whole batch of questions.
 
-`rollout` is the one loop; the demo, the trainer and the evaluator all call it.
+`rollout` is the one loop: the demo, the trainer and the evaluator all call it. It is
+the rollout of Search-R1 (Jin et al., 2025, https://arxiv.org/abs/2503.09516,
+algorithm 1), with limits in tokens and one forced answer turn at the end.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from kr1_utils import profiles, protocol
-from kr1_utils.engines.base import Generation
+from kr1_utils.engines.base import Engine, Generation
 from kr1_utils.profiles import Limits
 from kr1_utils.protocol import ChatFormat, Turn
+
+StopReason = Literal[
+    # The model gave an answer.
+    "answer",
+    # The last turn, in which it was asked to answer, ended without an answer.
+    "no_answer",
+    # The last turn ran into its token limit before it closed a tag.
+    "truncated",
+    # Prompt and response might not fit the model's window, so it was not asked.
+    "prompt_too_long",
+]
+
+
+class SearchesPassages(Protocol):
+    """What the loop asks of a retriever. Anything with this method is one."""
+
+    def search(self, queries: list[str], k: int) -> list[list[dict]]:
+        """Up to `k` passages for each query, in order: `{"title", "text", …}`."""
+        ...
 
 
 @dataclass
 class Trajectory:
-    """One conversation about one question.
+    """One conversation about one question, with all that was said and found.
 
-    `completion_ids`, `loss_mask` and, where the engine gives them, `logprobs` have one
-    length (T,); mask 1 is what the model sampled, 0 is what was appended to it."""
+    `completion_ids`, `loss_mask` and, if the engine gives them, `logprobs` have one
+    length (T,). Mask 1 is what the model sampled, mask 0 what was appended to it.
+    """
 
     question: dict
+    # (P,) token ids, up to where the model starts to write.
     prompt_ids: list[int]
     completion_ids: list[int] = field(default_factory=list)
     loss_mask: list[int] = field(default_factory=list)
+    # 0.0 where the mask is 0.
     logprobs: list[float] | None = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)  # one a turn, as written
-    passages: list[list[dict]] = field(default_factory=list)  # one list a search
+    # One per turn, as written.
+    texts: list[str] = field(default_factory=list)
+    # One list per search that was made.
+    passages: list[list[dict]] = field(default_factory=list)
     answer: str | None = None
-    # "answer", "no_answer" (the last turn had none), "truncated" (it ran too long) or,
-    # where prompt and
-    # response may not fit the model's window and nothing was sampled, "prompt_too_long"
-    stop: str = ""
+    # "" while the conversation goes on.
+    stop: StopReason | Literal[""] = ""
 
     @property
     def searches(self) -> int:
-        return len(self.passages)  # a search in the answer turn is not made
+        """How many searches were made. A query in the answer turn is not searched."""
+        return len(self.passages)
 
     @property
     def sampled_length(self) -> int:
+        """Tokens that the model wrote."""
         return sum(self.loss_mask)
 
     @property
     def retrieved_length(self) -> int:
+        """Tokens that were appended: observations, corrections and chat headers."""
         return len(self.loss_mask) - sum(self.loss_mask)
 
+    def append_sampled(self, ids: list[int], logprobs: list[float] | None) -> None:
+        """Append what the model sampled, with mask 1."""
+        self.completion_ids += ids
+        self.loss_mask += [1] * len(ids)
+        if logprobs is None:
+            self.logprobs = None
+        elif self.logprobs is not None:
+            self.logprobs += logprobs
+
+    def append_masked(self, ids: list[int]) -> None:
+        """Append what the model did not write, with mask 0."""
+        self.completion_ids += ids
+        self.loss_mask += [0] * len(ids)
+        if self.logprobs is not None:
+            self.logprobs += [0.0] * len(ids)
+
     def to_record(self) -> dict:
-        """What trajectories.jsonl keeps of it."""
+        """The row of it in trajectories.jsonl."""
         return {
             "question": self.question["question"],
             "turns": self.texts,
@@ -55,206 +100,268 @@ class Trajectory:
             "retrieved": self.retrieved_length,
         }
 
-    def _append(
-        self, ids: list[int], mask: int, logprobs: list[float] | None = None
-    ) -> None:
-        self.completion_ids += ids
-        self.loss_mask += [mask] * len(ids)
-        if self.logprobs is not None:
-            self.logprobs += logprobs if mask else [0.0] * len(ids)
-
 
 def check_limits(limits: Limits, tokenizer, chat: ChatFormat) -> int:
-    """Tokens of the shortest message that asks for the last turn; refuses limits
-    without room.
+    """Refuse limits in which a search turn, its observation and an answer do not fit.
+
+    Returns:
+        tokens to keep free for the message before the answer turn.
 
     Raises:
-        ValueError: if one search turn, an empty observation and the answer turn do not
-            fit.
+        ValueError: naming the limit that is too small, and the least it must be.
     """
     for name in ("top_k", "max_turn_tokens"):
-        if getattr(limits, name) < 1:
-            raise ValueError(f"{name}={getattr(limits, name)} must be at least 1.")
-    shortest = len(
-        protocol.observation_ids(tokenizer, chat, [], 10**6, answer_now=True)
-    )
-    shortest = max(shortest, len(_correction(tokenizer, chat, True)))
-    least = (
-        limits.max_turn_tokens
-        + 1
-        + (limits.max_turns > 0) * (limits.max_turn_tokens + 1 + shortest)
-    )
+        value = getattr(limits, name)
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    last_message = _tokens_of_last_message(tokenizer, chat)
+    one_turn = _tokens_of_a_turn(limits)
+    least = one_turn
+    if limits.max_turns > 0:
+        least += one_turn + last_message
     if limits.max_response_tokens < least:
         raise ValueError(
             f"max_response_tokens={limits.max_response_tokens} leaves no room for one"
             f" turn of max_turn_tokens={limits.max_turn_tokens} and an answer: it must"
             f" be at least {least}."
         )
-    if limits.max_observation_tokens < shortest:
+    if limits.max_observation_tokens < last_message:
         raise ValueError(
             f"max_observation_tokens={limits.max_observation_tokens} is too small for"
-            f" an empty observation: it must be at least {shortest}."
+            f" an empty observation: it must be at least {last_message}."
         )
-    return shortest
+    return last_message
 
 
-def _correction(tokenizer, chat: ChatFormat, last: bool) -> list[int]:
-    text = protocol.CORRECTION + (f"\n{protocol.ANSWER_NOW}" if last else "")
-    return protocol.user_ids(tokenizer, chat, text)
+def _tokens_of_last_message(tokenizer, chat: ChatFormat) -> int:
+    """Tokens of a message that asks for the answer and brings no passage."""
+    unlimited = 10**6
+    observation = protocol.observation_ids(
+        tokenizer, chat, [], unlimited, answer_now=True
+    )
+    correction = protocol.correction_ids(tokenizer, chat, answer_now=True)
+    return max(len(observation), len(correction))
+
+
+def _tokens_of_a_turn(limits: Limits) -> int:
+    # A turn that does not end by itself gets an end-of-turn token from us.
+    return limits.max_turn_tokens + 1
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What holds for every conversation of one rollout."""
+
+    tokenizer: Any
+    chat: ChatFormat
+    limits: Limits
+    # Tokens to keep free for the message before the answer turn.
+    last_message: int
+
+
+@dataclass
+class _Unfinished:
+    """A conversation that goes on."""
+
+    trajectory: Trajectory
+    # Whether its next turn is the answer turn, which ends it.
+    answer_turn: bool
 
 
 def rollout(
-    engine,
+    engine: Engine,
     tokenizer,
-    retriever,
+    retriever: SearchesPassages,
     questions: list[dict],
     limits: Limits,
     system_prompt: str = profiles.SYSTEM_PROMPT,
-    on_turn=None,
+    on_turn: Callable[[int, list[Trajectory]], None] | None = None,
 ) -> list[Trajectory]:
-    """Answer all `questions` together: one `generate` and one `search` call a turn.
+    """Answer all `questions` together: one `generate` and one `search` call per turn.
 
     Args:
-        engine: `generate(prompt_ids, max_new_tokens) -> list[Generation]`, one a
-            prompt, in order. If it has a `window` (tokens), questions that may not fit
-            it are not asked.
-        retriever: `search(queries, k) -> list[list[passage]]`, one list a query, in
-            order.
-        questions: `{"question": …}`, other keys are kept; the same one may come several
-            times.
-        on_turn: called with (turn number, unfinished trajectories) after each turn, for
-            progress.
+        engine: anything with `generate(prompt_ids, max_new_tokens)`. If it has a
+            `window` (tokens), questions that may not fit it are not asked.
+        retriever: anything with `search(queries, k)`.
+        questions: `{"question": …}`; other keys are kept. The same one may come
+            several times.
+        on_turn: called after each turn with its number, from 1, and the trajectories
+            that are still unfinished.
 
     Returns:
-        one trajectory a question, in order, never longer than
+        one trajectory per question, in order, never longer than
         `limits.max_response_tokens`.
+
+    Raises:
+        ValueError: if limits leave no room (see `check_limits`), if the chat template
+            is refused (see `ChatFormat`), or if engine or retriever lose a row.
     """
     chat = ChatFormat.from_tokenizer(tokenizer)
-    shortest = check_limits(limits, tokenizer, chat)
-    one_turn = limits.max_turn_tokens + 1  # the end-of-turn token may be ours
-    everyone = [
-        Trajectory(
-            q,
-            protocol.prompt_ids(
-                tokenizer,
-                protocol.messages(q["question"], system_prompt, limits.max_turns == 0),
-            ),
-        )
-        for q in questions
-    ]
+    last_message = check_limits(limits, tokenizer, chat)
+    rules = _Rules(tokenizer, chat, limits, last_message)
     window = getattr(engine, "window", None)
-    for t in everyone:
-        if window and len(t.prompt_ids) + limits.max_response_tokens > window:
-            t.stop = "prompt_too_long"
-            del t.prompt_ids[
-                max(1, window - limits.max_response_tokens) :
-            ]  # no room for it in a batch either
-            t._append([chat.end_of_turn], 0)  # a completion is never empty
-    last = {
-        id(t): limits.max_turns == 0 for t in everyone
-    }  # whose next turn is the answer turn
-    todo, number = [t for t in everyone if not t.stop], 0
-    while todo:
-        number += 1
-        generations = engine.generate(
-            [t.prompt_ids + t.completion_ids for t in todo],
-            [limits.max_turn_tokens] * len(todo),
-        )
-        if len(generations) != len(todo):
-            raise ValueError(
-                f"The engine returned {len(generations)} turns for {len(todo)} prompts."
-            )
-        for t, g in zip(todo, generations):
-            _end_turn(t, g, tokenizer, chat, last[id(t)], limits.max_turn_tokens)
-        todo = [t for t in todo if not t.stop]
-        searching = [t for t in todo if t.turns[-1].kind == "search"]
-        found = retriever.search([t.turns[-1].content for t in searching], limits.top_k)
-        for t, passages in zip(searching, found, strict=True):
-            t.passages.append(passages)
-        for t in todo:
-            room = limits.max_response_tokens - len(t.completion_ids) - one_turn
-            last[id(t)] = number >= limits.max_turns
-            ids = _message(
-                t,
-                tokenizer,
-                chat,
-                min(room, limits.max_observation_tokens),
-                last[id(t)],
-            )
-            if not last[id(t)] and room - len(ids) < one_turn + shortest:
-                last[id(t)] = True  # no room for a turn more before the answer turn
-                ids = _message(
-                    t, tokenizer, chat, min(room, limits.max_observation_tokens), True
-                )
-            t._append(ids, 0)
+    trajectories = [_start(q, system_prompt, window, rules) for q in questions]
+
+    answer_at_once = limits.max_turns == 0
+    unfinished = [_Unfinished(t, answer_at_once) for t in trajectories if not t.stop]
+    turn_number = 0
+    while unfinished:
+        turn_number += 1
+        _take_turns(unfinished, engine, rules)
+        unfinished = [c for c in unfinished if not c.trajectory.stop]
+        _search(unfinished, retriever, limits.top_k)
+        for conversation in unfinished:
+            _append_message(conversation, turn_number, rules)
         if on_turn:
-            on_turn(number, todo)
-    return everyone
+            on_turn(turn_number, [c.trajectory for c in unfinished])
+    return trajectories
 
 
-def _end_turn(
-    t: Trajectory, g: Generation, tokenizer, chat: ChatFormat, last: bool, limit: int
-) -> None:
-    """Append what was sampled, close the turn, and decide whether the conversation is
-    over."""
-    if g.logprobs is None:
-        t.logprobs = None
-    t._append(g.ids, 1, g.logprobs)
-    closed = bool(g.ids) and g.ids[-1] == chat.end_of_turn
-    if not closed:
-        t._append([chat.end_of_turn], 0)
-    text = tokenizer.decode(g.ids[:-1] if closed else g.ids)
+def _start(
+    question: dict, system_prompt: str, window: int | None, rules: _Rules
+) -> Trajectory:
+    """The prompt of one question, refused if it may not fit the engine's window."""
+    limits = rules.limits
+    messages = protocol.messages(
+        question["question"], system_prompt, answer_now=limits.max_turns == 0
+    )
+    prompt_ids = protocol.prompt_ids(rules.tokenizer, messages)
+    trajectory = Trajectory(question, prompt_ids)
+    if window and len(prompt_ids) + limits.max_response_tokens > window:
+        trajectory.stop = "prompt_too_long"
+        # The trainer would pad all prompts of a batch to this one's length.
+        longest_prompt = max(1, window - limits.max_response_tokens)
+        trajectory.prompt_ids = prompt_ids[:longest_prompt]
+        # A completion is never empty.
+        trajectory.append_masked([rules.chat.end_of_turn])
+    return trajectory
+
+
+def _take_turns(unfinished: list[_Unfinished], engine: Engine, rules: _Rules) -> None:
+    """Let the engine write one turn of every conversation."""
+    prompts = [
+        c.trajectory.prompt_ids + c.trajectory.completion_ids for c in unfinished
+    ]
+    limits = [rules.limits.max_turn_tokens] * len(prompts)
+    generations = engine.generate(prompts, limits)
+    if len(generations) != len(prompts):
+        raise ValueError(
+            f"The engine returned {len(generations)} turns for {len(prompts)} prompts."
+        )
+    for conversation, generation in zip(unfinished, generations):
+        _end_turn(conversation, generation, rules)
+
+
+def _end_turn(conversation: _Unfinished, generation: Generation, rules: _Rules) -> None:
+    """Append what was sampled, close the turn, and say whether it was the last."""
+    trajectory = conversation.trajectory
+    end_of_turn = rules.chat.end_of_turn
+    ids = generation.ids
+    trajectory.append_sampled(ids, generation.logprobs)
+    ended_itself = bool(ids) and ids[-1] == end_of_turn
+    if not ended_itself:
+        trajectory.append_masked([end_of_turn])
+
+    text = rules.tokenizer.decode(ids[:-1] if ended_itself else ids)
     turn = protocol.parse_turn(text)
-    t.texts.append(text)
-    t.turns.append(turn)
+    trajectory.texts.append(text)
+    trajectory.turns.append(turn)
+
     if turn.kind == "answer":
-        t.answer, t.stop = turn.content, "answer"
-    elif last:
-        cut = not closed and turn.kind == "neither" and len(g.ids) >= limit
-        t.stop = "truncated" if cut else "no_answer"
+        trajectory.answer = turn.content
+        trajectory.stop = "answer"
+    elif conversation.answer_turn:
+        ran_into_limit = not ended_itself and len(ids) >= rules.limits.max_turn_tokens
+        cut_off = ran_into_limit and turn.kind == "neither"
+        trajectory.stop = "truncated" if cut_off else "no_answer"
 
 
-def _message(
-    t: Trajectory, tokenizer, chat: ChatFormat, limit: int, last: bool
-) -> list[int]:
-    if t.turns[-1].kind == "search":
-        return protocol.observation_ids(tokenizer, chat, t.passages[-1], limit, last)
-    return _correction(tokenizer, chat, last)
+def _search(
+    unfinished: list[_Unfinished], retriever: SearchesPassages, top_k: int
+) -> None:
+    """Search for all queries of this turn at once."""
+    searching = [
+        c.trajectory for c in unfinished if c.trajectory.turns[-1].kind == "search"
+    ]
+    queries = [trajectory.turns[-1].content for trajectory in searching]
+    found = retriever.search(queries, top_k)
+    if len(found) != len(queries):
+        raise ValueError(
+            f"The retriever returned {len(found)} results for {len(queries)} queries."
+        )
+    for trajectory, passages in zip(searching, found):
+        trajectory.passages.append(passages)
+
+
+def _append_message(conversation: _Unfinished, turn_number: int, rules: _Rules) -> None:
+    """Append what comes back after a turn, and say whether the answer turn is next."""
+    limits = rules.limits
+    trajectory = conversation.trajectory
+    one_turn = _tokens_of_a_turn(limits)
+    # What the message may take, so that one turn still fits after it.
+    room = limits.max_response_tokens - len(trajectory.completion_ids) - one_turn
+
+    conversation.answer_turn = turn_number >= limits.max_turns
+    ids = _message_ids(conversation, room, rules)
+    # A turn that is not the last needs room for a message and a turn after it.
+    room_for_another = room - len(ids) >= rules.last_message + one_turn
+    if not conversation.answer_turn and not room_for_another:
+        conversation.answer_turn = True
+        ids = _message_ids(conversation, room, rules)
+    trajectory.append_masked(ids)
+
+
+def _message_ids(conversation: _Unfinished, room: int, rules: _Rules) -> list[int]:
+    """After a search an observation of at most `room` tokens, else a correction."""
+    trajectory = conversation.trajectory
+    answer_now = conversation.answer_turn
+    if trajectory.turns[-1].kind != "search":
+        return protocol.correction_ids(rules.tokenizer, rules.chat, answer_now)
+    return protocol.observation_ids(
+        rules.tokenizer,
+        rules.chat,
+        trajectory.passages[-1],
+        min(room, rules.limits.max_observation_tokens),
+        answer_now,
+    )
 
 
 class ScriptedEngine:
-    """Says what it was told to: for tests, and for writing training conversations by
-    rule.
+    """Says what it was told to: for tests, and to write training conversations by rule.
 
     Args:
-        scripts: question text -> the texts of its turns; after the last one it falls
-            silent.
+        scripts: the text of a question -> the texts of its turns. After the last one it
+            says nothing.
     """
 
     def __init__(self, tokenizer, scripts: dict[str, list[str]]):
+        chat = ChatFormat.from_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.scripts = {
-            protocol.echo(tokenizer, protocol.escape_tags(q)): [
-                tokenizer(t, add_special_tokens=False)["input_ids"] for t in s
-            ]
-            for q, s in scripts.items()
-        }
-        user, header = (
-            ChatFormat.from_tokenizer(tokenizer).after_user,
-            ChatFormat.from_tokenizer(tokenizer).before_user,
-        )
-        self.user_starts, self.assistant_starts = header.lstrip(), user
+        self.user_header = chat.before_user.lstrip()
+        self.assistant_header = chat.after_user
+        self.scripts = {}
+        for question, turns in scripts.items():
+            # A prompt holds the question as the tokenizer writes it.
+            shown = protocol.echo(tokenizer, protocol.escape_tags(question))
+            self.scripts[shown] = [protocol.encode(tokenizer, turn) for turn in turns]
 
     def generate(
         self, prompt_ids: list[list[int]], max_new_tokens: list[int]
     ) -> list[Generation]:
-        out = []
-        for ids, limit in zip(prompt_ids, max_new_tokens):
-            text = self.tokenizer.decode(ids)
-            question = text.split(self.user_starts, 1)[1].split(
-                self.assistant_starts, 1
-            )[0]
-            turn = text.count(self.assistant_starts) - 1
-            script = self.scripts[question.removesuffix(f"\n{protocol.ANSWER_NOW}")]
-            out.append(Generation((script[turn] if turn < len(script) else [])[:limit]))
-        return out
+        """The next turn of each conversation, cut at its limit.
+
+        Raises:
+            KeyError: for a question without a script.
+        """
+        return [
+            Generation(self._next_turn(self.tokenizer.decode(ids))[:limit])
+            for ids, limit in zip(prompt_ids, max_new_tokens)
+        ]
+
+    def _next_turn(self, conversation: str) -> list[int]:
+        after_header = conversation.split(self.user_header, 1)[1]
+        first_message = after_header.split(self.assistant_header, 1)[0]
+        question = first_message.removesuffix(f"\n{protocol.ANSWER_NOW}")
+        turns = self.scripts[question]
+        number = conversation.count(self.assistant_header) - 1
+        return turns[number] if number < len(turns) else []

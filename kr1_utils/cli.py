@@ -1,4 +1,8 @@
-"""Owns the command line, `kr1`: it reads the words, and calls what does the work."""
+"""Owns the command line, `kr1`: it reads the words and calls what does the work.
+
+Each command has two functions: `_add_run` says which words it takes, `_run` hands them
+over. What does the work is imported there, so that `kr1 --help` answers at once.
+"""
 
 import argparse
 import contextlib
@@ -6,84 +10,98 @@ import json
 import sys
 from pathlib import Path
 
-EXAMPLES = {
-    "run": "kr1 run --profile tiny --set max_steps=5",
-    "score": "kr1 score predictions.jsonl --questions questions.jsonl",
-    "memory": "kr1 memory --profile 7b --response-tokens 8192 --gpu-gib 80",
-    "bench": "kr1 bench agent --questions 64",
-    "miniwiki": "kr1 miniwiki --out my_world",
-    "figures": "kr1 figures",
-}
-BENCHMARKS = ("agent", "retrieval", "training", "gpu")
+from kr1_utils import __version__
+
+INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status is 0 only if everything asked for was done.
+    """Run one command.
 
-    Bad input ends in one sentence on stderr and status 2, a failed run in status 1,
-    Ctrl-C in 130.
+    Args:
+        argv: the words after `kr1`; None takes them from the command line.
+
+    Returns:
+        the exit status: 0 if everything asked for was done; 1 if a run failed; 2 for
+        bad input; 130 after Ctrl-C. All but 0 come with one sentence on stderr.
     """
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.call(arguments) or 0
+        arguments.call(arguments)
     except RuntimeError as error:
+        # A run may have left a line unfinished.
         print(f"\n{error}", file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nInterrupted: the same command goes on from here.", file=sys.stderr)
-        return 130
+        print(f"\n{arguments.interrupted}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses bad words in one sentence."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
         prog="kr1", description="Knowledge-R1 in notebooks, from the command line."
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_run, _score, _memory, _bench, _miniwiki, _figures):
-        add(commands)
-    return parser
-
-
-def _command(commands, name: str, what: str, call) -> argparse.ArgumentParser:
-    """A subcommand: what it does in plain words, with an example."""
-    parser = commands.add_parser(
-        name,
-        help=what,
-        description=f"{what[0].upper()}{what[1:]}.",
-        epilog=f"Example: {EXAMPLES[name]}",
+    parser.add_argument("--version", action="version", version=f"kr1 {__version__}")
+    commands = parser.add_subparsers(
+        title="commands, each with its own --help", metavar="COMMAND", required=True
     )
-    parser.set_defaults(call=call)
+    _add_run(commands)
+    _add_score(commands)
+    _add_memory(commands)
+    _add_bench(commands)
+    _add_miniwiki(commands)
+    _add_figures(commands)
     return parser
 
 
-def _run(commands) -> None:
+def _add_command(commands, name: str, does: str, example: str, more: str = ""):
+    """Add a command.
+
+    Args:
+        does: what it does, for the list of commands and the first sentence of its help.
+        example: a line that a reader can copy.
+        more: further sentences of its help.
+    """
+    return commands.add_parser(
+        name,
+        help=does,
+        description=f"{does[0].upper()}{does[1:]}. {more}".strip(),
+        epilog=f"Example: {example}",
+    )
+
+
+# --- run ---
+
+
+def _add_run(commands) -> None:
     from kr1_utils.profiles import PROFILES
 
-    def call(arguments) -> int:
-        from kr1_utils import reproduce
-
-        arguments.overrides = dict(arguments.overrides)
-        if arguments.dry_run:
-            from kr1_utils.reproduce.dry_run import dry_run
-
-            print(dry_run(arguments))
-            return 0
-        summary = reproduce.reproduce(arguments)
-        seconds = summary["seconds"]["total"]
-        print(f"\n{reproduce.show(summary)}\n\nin all {seconds:.0f} s")
-        return 0
-
-    parser = _command(
+    parser = _add_command(
         commands,
         "run",
-        "run the notebooks 01–05 in order; finished ones are skipped",
-        call,
+        "run the notebooks 01–05 in order",
+        "kr1 run --profile tiny --set max_steps=5",
+        "Finished notebooks are skipped unless settings, files or code changed. A run"
+        " that was cut off goes on where it was.",
     )
-    parser.add_argument("--profile", default="tiny", help=", ".join(PROFILES))
-    parser.add_argument("--seed", type=int, default=42)
+    parser.set_defaults(
+        call=_run, interrupted="Interrupted: the same command goes on from here."
+    )
+    parser.add_argument(
+        "--profile", default="tiny", help=f"the scale: {', '.join(PROFILES)}"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="42 if not given")
     parser.add_argument(
         "--out",
         default="",
@@ -93,28 +111,34 @@ def _run(commands) -> None:
         "--data", default="", help="folder with your own passages and questions"
     )
     parser.add_argument(
-        "--only", choices=("01", "02", "03", "04", "05"), help="run this notebook alone"
+        "--only", metavar="NUMBER", help="run this notebook alone, for example 03"
     )
     parser.add_argument(
         "--force", action="store_true", help="run finished notebooks again"
     )
     parser.add_argument(
-        "--num-processes", type=int, default=1, help="that train together, one per GPU"
+        "--num-processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="how many processes train together, one per GPU",
     )
     parser.add_argument(
         "--accelerate-config",
         default="",
+        metavar="FILE",
         help="how they train, for example data/accelerate/fsdp.yaml",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what it would take, and touch nothing",
+        help="only say what the run would take, and write nothing",
     )
     parser.add_argument(
         "--gpu-gib",
         type=int,
-        help="for --dry-run: the GPU's memory; this machine's, or 80 GiB",
+        metavar="GIB",
+        help="for --dry-run: the GPU's memory; this machine's, or 80, if not given",
     )
     parser.add_argument(
         "--set",
@@ -123,7 +147,7 @@ def _run(commands) -> None:
         type=_setting,
         metavar="KEY=VALUE",
         dest="overrides",
-        help="change a setting of the profile, for example --set max_steps=5",
+        help="change a setting of the profile; may be given many times",
     )
 
 
@@ -131,144 +155,286 @@ def _setting(text: str) -> tuple[str, object]:
     """KEY=VALUE, where the value is JSON if it can be read as JSON, else text."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"--set takes KEY=VALUE, not {text!r}")
+        raise argparse.ArgumentTypeError(f"takes KEY=VALUE, not {text!r}")
     with contextlib.suppress(ValueError):
         return key, json.loads(value)
     return key, value
 
 
-def _score(commands) -> None:
-    def call(arguments) -> int:
-        from kr1_utils import scoring
+def _run(arguments) -> None:
+    from kr1_utils import reproduce
 
-        result = scoring.score_files(arguments.predictions, arguments.questions)
-        print(json.dumps(result) if arguments.json else scoring.show(result))
-        return 0
+    request = reproduce.Request(
+        profile=arguments.profile,
+        seed=arguments.seed,
+        out=arguments.out,
+        data=arguments.data,
+        only=arguments.only,
+        force=arguments.force,
+        num_processes=arguments.num_processes,
+        accelerate_config=arguments.accelerate_config,
+        overrides=dict(arguments.overrides),
+    )
+    if arguments.dry_run:
+        from kr1_utils.reproduce.dry_run import dry_run
 
-    parser = _command(
+        print(dry_run(request, arguments.gpu_gib))
+        return
+    summary = reproduce.reproduce(request)
+    seconds = summary["seconds"]["total"]
+    print(f"\n{reproduce.show(summary)}\n\nin all {seconds:.0f} s")
+
+
+# --- score ---
+
+
+def _add_score(commands) -> None:
+    parser = _add_command(
         commands,
         "score",
-        "score anyone's predictions as three papers do, or compare two files",
-        call,
+        "score anyone's predictions, or compare two files of them",
+        "kr1 score predictions.jsonl --questions questions.jsonl",
+        "Answers are scored as three papers do it, with intervals, also by type of"
+        " question.",
     )
+    parser.set_defaults(call=_score, interrupted="Interrupted.")
     parser.add_argument(
-        "predictions", nargs="+", help="one JSONL file, or two to compare"
+        "predictions", nargs="+", help="a JSONL file, or two to compare"
     )
     parser.add_argument(
         "--questions", required=True, help="JSONL with id, question, golden_answers"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_json(parser)
 
 
-def _memory(commands) -> None:
-    def call(arguments) -> int:
-        from kr1_utils import memory
-        from kr1_utils.profiles import resolve
+def _score(arguments) -> None:
+    from kr1_utils import scoring
 
-        if arguments.table:
-            from kr1_utils.memory.table import write_table
+    result = scoring.score_files(arguments.predictions, arguments.questions)
+    print(json.dumps(result) if arguments.json else scoring.show(result))
 
-            write_table(arguments.table)
-            return 0
-        result = memory.forecast(
-            resolve(arguments.profile),
-            arguments.response_tokens,
-            arguments.gpu_gib,
-            arguments.num_gpus,
-            arguments.zero,
-        )
-        timeline = result.pop("timeline")
-        del timeline  # too long to print
-        print(json.dumps(result) if arguments.json else memory.show(result))
-        return 0
 
-    parser = _command(
-        commands, "memory", "forecast the GPU memory that a run will need", call
+# --- memory ---
+
+
+def _add_memory(commands) -> None:
+    parser = _add_command(
+        commands,
+        "memory",
+        "forecast the GPU memory that a run will need",
+        "kr1 memory --profile 7b --response-tokens 8192 --gpu-gib 80",
+        "Training is simulated without a GPU and without the model's weights.",
     )
-    parser.add_argument("--profile", default="7b")
+    parser.set_defaults(call=_memory, interrupted="Interrupted.")
+    parser.add_argument("--profile", default="7b", help="7b if not given")
     parser.add_argument(
         "--response-tokens",
         type=int,
         default=0,
-        help="of one trajectory; the profile's max_response_tokens if not given",
+        metavar="N",
+        help="length of one trajectory; the profile's max_response_tokens if not given",
     )
-    parser.add_argument("--gpu-gib", type=int, default=80)
-    parser.add_argument("--num-gpus", type=int, default=1)
-    parser.add_argument("--zero", type=int, default=0, help="DeepSpeed's stage")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--gpu-gib",
+        type=int,
+        default=80,
+        metavar="GIB",
+        help="memory of one GPU; 80 if not given",
+    )
+    parser.add_argument(
+        "--num-gpus", type=int, default=1, metavar="N", help="1 if not given"
+    )
+    parser.add_argument(
+        "--zero", type=int, default=0, help="DeepSpeed's stage: 0, 2 or 3"
+    )
     parser.add_argument(
         "--table",
         type=Path,
         metavar="CSV",
-        help="instead, write the table of Qwen2.5-7B over lengths (ten minutes)",
+        help="instead, write a table of Qwen2.5-7B over lengths (ten minutes)",
+    )
+    _add_json(parser)
+
+
+def _memory(arguments) -> None:
+    if arguments.table is not None:
+        from kr1_utils.memory.table import write_table
+
+        write_table(arguments.table)
+        return
+    from kr1_utils import memory
+    from kr1_utils.profiles import resolve
+
+    result = memory.forecast(
+        resolve(arguments.profile),
+        arguments.response_tokens,
+        arguments.gpu_gib,
+        arguments.num_gpus,
+        arguments.zero,
+    )
+    if arguments.json:
+        # The timeline is too long to print.
+        del result["timeline"]
+        print(json.dumps(result))
+    else:
+        print(memory.show(result))
+
+
+# --- bench ---
+
+
+def _add_bench(commands) -> None:
+    parser = _add_command(
+        commands,
+        "bench",
+        "measure ways of doing the same thing side by side",
+        "kr1 bench agent --questions 64",
+        "Every way does the same work in one run, on this machine.",
+    )
+    benchmarks = parser.add_subparsers(
+        title="benchmarks, each with its own --help",
+        metavar="WHAT",
+        dest="what",
+        required=True,
+    )
+    _add_bench_agent(benchmarks)
+    _add_bench_retrieval(benchmarks)
+    _add_bench_training(benchmarks)
+    _add_bench_gpu(benchmarks)
+    for benchmark in benchmarks.choices.values():
+        benchmark.set_defaults(call=_bench, interrupted="Interrupted.")
+        benchmark.add_argument(
+            "--csv",
+            type=Path,
+            help="write the table here too, beside other profiles' or sizes'",
+        )
+        _add_json(benchmark)
+
+
+def _add_bench_agent(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "agent",
+        "lead the same conversations one by one, in a batch, with TRL's tools and vLLM",
+        "kr1 bench agent --profile tiny --questions 64",
+    )
+    parser.add_argument(
+        "--profile", default="tiny", help="whose model and limits; tiny if not given"
+    )
+    parser.add_argument(
+        "--questions", type=int, default=256, metavar="N", help="256 if not given"
+    )
+    parser.add_argument(
+        "--data", default="", help="folder with your own passages and questions"
+    )
+    parser.add_argument("--model", help="a folder or hub id instead of the profile's")
+    parser.add_argument(
+        "--adapter", help="a trained adapter, merged into the model first"
     )
 
 
-def _bench(commands) -> None:
-    def call(arguments) -> int:
-        from kr1_utils.bench import run
-
-        return run.run(arguments)
-
-    parser = _command(
-        commands, "bench", "measure ways of doing the same side by side", call
-    )
-    parser.add_argument("what", choices=BENCHMARKS)
-    parser.add_argument(
-        "--profile", default="tiny", help="agent: whose model and limits"
-    )
-    parser.add_argument("--questions", type=int, default=256, help="agent: how many")
-    parser.add_argument(
-        "--data", default="", help="agent: folder with your own passages and questions"
-    )
-    parser.add_argument(
-        "--model", help="agent: a folder or hub id instead of the profile's"
-    )
-    parser.add_argument(
-        "--adapter", help="agent: a trained adapter, merged into the model first"
+def _add_bench_retrieval(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "retrieval",
+        "build and search one index with several engines",
+        "kr1 bench retrieval --passages 100000",
     )
     parser.add_argument(
         "--passages",
         type=int,
         default=100_000,
-        help="retrieval: how many made-up passages",
+        metavar="N",
+        help="how many made-up passages; 100000 if not given",
     )
     parser.add_argument(
-        "--corpus", type=Path, help="retrieval: take passages from this file instead"
+        "--corpus", type=Path, help="take the passages from this file instead"
+    )
+
+
+def _add_bench_training(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "training",
+        "update a model with whole batches and with parts of them",
+        "kr1 bench training --profile tiny",
+        "It shows time and memory of an update, for rows of equal and of mixed"
+        " lengths.",
     )
     parser.add_argument(
-        "--tokens", type=int, nargs="+", help="gpu: lengths of a response"
+        "--profile", default="tiny", help="whose model and batch; tiny if not given"
     )
+
+
+def _add_bench_gpu(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "gpu",
+        "measure the memory of a training step on a GPU beside its forecast",
+        "kr1 bench gpu --tokens 1024 4096",
+    )
+    parser.add_argument(
+        "--model", help="a folder or hub id instead of two sizes of Qwen2.5"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="lengths of a row, its prompt included; 1024 to 16384 if not given",
+    )
+
+
+def _bench(arguments) -> None:
+    from kr1_utils.bench.run import run
+
+    run(arguments)
+
+
+# --- miniwiki, figures ---
+
+
+def _add_miniwiki(commands) -> None:
+    parser = _add_command(
+        commands,
+        "miniwiki",
+        "write the fictional world: passages and questions",
+        "kr1 miniwiki --out my_world",
+        "The same files come out every time.",
+    )
+    parser.set_defaults(call=_miniwiki, interrupted="Interrupted.")
+    parser.add_argument(
+        "--out", type=Path, help="folder; the repository's own if not given"
+    )
+
+
+def _miniwiki(arguments) -> None:
+    from kr1_utils.files import shipped
+    from kr1_utils.miniwiki.make import write_world
+
+    folder = arguments.out
+    if folder is None:
+        folder = shipped("data/miniwiki")
+    print(write_world(folder))
+
+
+def _add_figures(commands) -> None:
+    parser = _add_command(
+        commands,
+        "figures",
+        "draw the README's figures from data/reference",
+        "kr1 figures",
+        "They are written into figures/.",
+    )
+    parser.set_defaults(call=_figures, interrupted="Interrupted.")
+
+
+def _figures(arguments) -> None:
+    from kr1_utils.plots import draw_figures
+
+    for file in draw_figures():
+        print(file)
+
+
+def _add_json(parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--csv",
-        type=Path,
-        help="write the table here too, beside other profiles' or sizes'",
-    )
-
-
-def _miniwiki(commands) -> None:
-    def call(arguments) -> int:
-        from kr1_utils.files import REPO
-        from kr1_utils.miniwiki.make import write_world
-
-        print(write_world(arguments.out or REPO / "data" / "miniwiki"))
-        return 0
-
-    parser = _command(
-        commands, "miniwiki", "write the fictional world: passages and questions", call
-    )
-    parser.add_argument(
-        "--out", type=Path, default=None, help="folder; the shipped one if not given"
-    )
-
-
-def _figures(commands) -> None:
-    def call(arguments) -> int:
-        from kr1_utils import plots
-
-        for file in plots.draw_figures():
-            print(file)
-        return 0
-
-    _command(commands, "figures", "draw the README's figures from data/reference", call)

@@ -9,7 +9,8 @@ from kr1_utils.profiles import Limits
 from kr1_utils.rewards import format_score
 from kr1_utils.scoring import CLOSED_ANSWERS, exact_match, f1_score, normalize_answer
 
-_SURRENDERS = {
+# Normalized answers that say that no answer was found.
+SURRENDERS = {
     "no answer",
     "noanswer",
     "unknown",
@@ -19,6 +20,7 @@ _SURRENDERS = {
     "i dont know",
 }
 
+# How a conversation can end, see `outcome`.
 OUTCOMES = (
     "right",
     "misread",
@@ -29,66 +31,99 @@ OUTCOMES = (
     "budget",
 )
 
-
-def evidence(t: Trajectory) -> list[int]:
-    """Of each hop, whether its passage was found; one number where `supporting_titles`
-    are not known: whether a gold answer stands in a passage that was found."""
-    found, titles = (
-        [p for passages in t.passages for p in passages],
-        t.question.get("supporting_titles"),
-    )
-    if titles:
-        return [int(title in {p["title"] for p in found}) for title in titles]
-    golden = [normalize_answer(g) for g in t.question["golden_answers"]]
-    texts = [
-        f" {normalize_answer(p['title'] + ' ' + p['text'])} " for p in found
-    ]  # "no" is not in "north"
-    return [int(any(f" {g} " in text for g in golden for text in texts))]
+# How a conversation stops that a limit cut off, see `Trajectory.stop`.
+CUT_OFF = ("truncated", "prompt_too_long")
 
 
-def outcome(t: Trajectory) -> str:
-    """The one of `OUTCOMES` that a trajectory is, the first of these that applies:
-    right; cut off by a limit; no answer to read; all evidence found; a query made
-    twice; fewer searches than hops, or a surrender; else other passages were found."""
-    read = evidence(t)
-    if exact_match(t.answer, t.question["golden_answers"]):
+def evidence(trajectory: Trajectory) -> list[int]:
+    """Whether each piece of evidence was among the passages found, 1 or 0.
+
+    Returns:
+        One number per title of the question's `supporting_titles`. Where these are not
+        known, one number: whether a gold answer is in a passage, as whole words.
+    """
+    found = [passage for passages in trajectory.passages for passage in passages]
+    supporting_titles = trajectory.question.get("supporting_titles")
+    if supporting_titles:
+        titles = {passage["title"] for passage in found}
+        return [int(title in titles) for title in supporting_titles]
+    golden = [_as_words(g) for g in trajectory.question["golden_answers"]]
+    texts = [_as_words(_text(passage)) for passage in found]
+    return [int(any(g in text for g in golden for text in texts))]
+
+
+def _text(passage: dict) -> str:
+    return f"{passage['title']} {passage['text']}"
+
+
+def _as_words(text: str) -> str:
+    """Normalized, with a blank at either end, so that "no" is not found in "north"."""
+    return f" {normalize_answer(text)} "
+
+
+def outcome(trajectory: Trajectory) -> str:
+    """How a conversation ended: the first of these that applies.
+
+    - right: the answer is an exact match.
+    - budget: a limit cut it off, or it still searched in its last turn.
+    - format: no answer can be read.
+    - misread: all evidence was found, so the answer is wrong for another reason.
+    - in circles: it made a query twice.
+    - gave up: it made fewer searches than there are pieces of evidence, or says that
+      there is no answer.
+    - not retrieved: the searches brought other passages.
+    """
+    answer = trajectory.answer
+    found = evidence(trajectory)
+    if exact_match(answer, trajectory.question["golden_answers"]):
         return "right"
-    if t.stop in ("truncated", "prompt_too_long") or (
-        t.stop == "no_answer" and t.turns[-1].kind == "search"
-    ):
+    if trajectory.stop in CUT_OFF or _wanted_to_search_on(trajectory):
         return "budget"
-    if t.answer is None:
+    if answer is None:
         return "format"
-    if all(read):
+    if all(found):
         return "misread"
-    queries = [
-        normalize_answer(turn.content) for turn in t.turns if turn.kind == "search"
-    ]
-    if len(set(queries)) < len(queries):
+    if _made_a_query_twice(trajectory):
         return "in circles"
-    gave_up = t.searches < len(read) or normalize_answer(t.answer) in _SURRENDERS
-    return "gave up" if gave_up else "not retrieved"
+    searched_too_little = trajectory.searches < len(found)
+    surrendered = normalize_answer(answer) in SURRENDERS
+    if searched_too_little or surrendered:
+        return "gave up"
+    return "not retrieved"
 
 
-def score(t: Trajectory) -> dict:
-    """One line of predictions.jsonl: the answer, what it scores, what it cost, how it
-    came about."""
-    q = t.question
+def _wanted_to_search_on(trajectory: Trajectory) -> bool:
+    if trajectory.stop != "no_answer":
+        return False
+    return trajectory.turns[-1].kind == "search"
+
+
+def _made_a_query_twice(trajectory: Trajectory) -> bool:
+    searches = [turn for turn in trajectory.turns if turn.kind == "search"]
+    queries = [normalize_answer(turn.content) for turn in searches]
+    return len(set(queries)) < len(queries)
+
+
+def score(trajectory: Trajectory) -> dict:
+    """One line of predictions.jsonl: the answer, its scores, its cost, its outcome."""
+    question = trajectory.question
+    answer = trajectory.answer
+    golden_answers = question["golden_answers"]
     return {
-        "id": q["id"],
-        "type": q.get("type", ""),
-        "prediction": t.answer,
-        "outcome": outcome(t),
-        "evidence": evidence(t),
-        "golden_answers": q["golden_answers"],
-        "em": exact_match(t.answer, q["golden_answers"]),
-        "f1": f1_score(t.answer, q["golden_answers"]),
-        "format": float(format_score(t.turns) > 0),
-        "searches": t.searches,
-        "sampled_length": t.sampled_length,
-        "retrieved_length": t.retrieved_length,
-        "stop": t.stop,
-        "passage_ids": [[p["id"] for p in found] for found in t.passages],
+        "id": question["id"],
+        "type": question.get("type", ""),
+        "prediction": answer,
+        "outcome": outcome(trajectory),
+        "evidence": evidence(trajectory),
+        "golden_answers": golden_answers,
+        "em": exact_match(answer, golden_answers),
+        "f1": f1_score(answer, golden_answers),
+        "format": float(format_score(trajectory.turns) > 0),
+        "searches": trajectory.searches,
+        "sampled_length": trajectory.sampled_length,
+        "retrieved_length": trajectory.retrieved_length,
+        "stop": trajectory.stop,
+        "passage_ids": [[p["id"] for p in found] for found in trajectory.passages],
     }
 
 
@@ -100,111 +135,170 @@ def evaluate(
     limits: Limits,
     system_prompt: str = profiles.SYSTEM_PROMPT,
 ) -> list[dict]:
-    """Answer `questions` through the agent loop and score each answer (see `score`)."""
+    """Answer questions through the agent loop and score each answer.
+
+    Args:
+        engine: anything with `generate(prompt_ids, max_new_tokens)`.
+        tokenizer: the engine's.
+        retriever: anything with `search(queries, k)`.
+        questions: `{"id", "question", "golden_answers"}` and, where known, `type` and
+            `supporting_titles`.
+        limits: of one conversation.
+        system_prompt: what the conversation starts with.
+
+    Returns:
+        One line of predictions.jsonl per question, in their order; see `score`.
+    """
     with progress(len(questions), "answered", unit=" questions", leave=False) as bar:
-        return [
-            score(t)
-            for t in rollout(
-                engine,
-                tokenizer,
-                retriever,
-                questions,
-                limits,
-                system_prompt,
-                lambda _, todo: bar.update(len(questions) - len(todo) - bar.n),
-            )
-        ]
+
+        def show_progress(_, unfinished) -> None:
+            bar.update(len(questions) - len(unfinished) - bar.n)
+
+        trajectories = rollout(
+            engine,
+            tokenizer,
+            retriever,
+            questions,
+            limits,
+            system_prompt,
+            show_progress,
+        )
+        return [score(trajectory) for trajectory in trajectories]
 
 
 def by_type(predictions: list[dict]) -> list[dict]:
-    """Mean scores of each question type, and of all, with how many there are."""
+    """Mean scores of each question type, in the order of names, and of "all" last."""
     types = sorted({p["type"] for p in predictions})
-    groups = [(t, [p for p in predictions if p["type"] == t]) for t in types] + [
-        ("all", predictions)
-    ]
-    keys = ("em", "f1", "format", "searches", "sampled_length", "retrieved_length")
-    return [
-        {
-            "type": name,
-            "questions": len(rows),
-            **{k: mean(rows, k) for k in keys},
-            "truncated": truncation(rows)[0],
-        }
-        for name, rows in groups
-    ]
+    rows = []
+    for name in types:
+        part = [p for p in predictions if p["type"] == name]
+        rows.append(_row_of_means(name, part))
+    rows.append(_row_of_means("all", predictions))
+    return rows
+
+
+def _row_of_means(name: str, predictions: list[dict]) -> dict:
+    row = {"type": name, "questions": len(predictions)}
+    for key in ("em", "f1", "format", "searches", "sampled_length", "retrieved_length"):
+        row[key] = mean(predictions, key)
+    row["truncated"], _ = truncation(predictions)
+    return row
 
 
 def truncation(predictions: list[dict]) -> tuple[float, float]:
     """Share of conversations that a limit cut off, and the exact match of the others.
 
-    A limit that is too tight looks like a model that is wrong; these two tell them
-    apart."""
-    whole = [
-        p for p in predictions if p["stop"] not in ("truncated", "prompt_too_long")
-    ]
-    cut = 1 - len(whole) / len(predictions) if predictions else float("nan")
-    return cut, mean(whole, "em")
+    A limit that is too tight looks like a model that is wrong; these two numbers tell
+    them apart. NaN where there are no conversations.
+    """
+    if not predictions:
+        return float("nan"), float("nan")
+    whole = [p for p in predictions if p["stop"] not in CUT_OFF]
+    share_cut_off = 1 - len(whole) / len(predictions)
+    return share_cut_off, mean(whole, "em")
 
 
 def mean(predictions: list[dict], key: str) -> float:
     """Mean of `key` over predictions; NaN if there are none."""
-    return (
-        float(np.mean([p[key] for p in predictions])) if predictions else float("nan")
-    )
+    if not predictions:
+        return float("nan")
+    return float(np.mean([p[key] for p in predictions]))
+
+
+def answer_rank(passages: list[dict], golden_answers: list[str]) -> int | None:
+    """Rank, from 1, of the first passage in which a gold answer is a sub-string.
+
+    Both are normalized; None if no passage has one.
+    """
+    golden = [normalize_answer(g) for g in golden_answers]
+    for rank, passage in enumerate(passages, 1):
+        text = normalize_answer(_text(passage))
+        if any(g in text for g in golden):
+            return rank
+    return None
 
 
 def answer_recall(
     found: list[list[dict]], questions: list[dict], ks=(1, 3, 5, 10)
 ) -> dict[int, float]:
-    """Share of questions with a gold answer standing in one of the first k passages.
+    """Share of questions with a gold answer in one of the first k passages.
 
-    Questions whose answer is yes or no are left out: those words stand anywhere.
+    Questions whose answer is yes or no are left out: these words are in any text.
+
+    Args:
+        found: one list of passages per question, the best first.
+        questions: as many, with `golden_answers`.
+        ks: the numbers of passages to look at.
+
+    Returns:
+        k -> share; NaN if no question is left.
+
+    Raises:
+        ValueError: if `found` and `questions` differ in length.
     """
-    rows = []
-    for passages, q in zip(found, questions, strict=True):
-        golds = [normalize_answer(g) for g in q["golden_answers"]]
-        if not set(golds) & CLOSED_ANSWERS:
-            texts = [normalize_answer(f"{p['title']} {p['text']}") for p in passages]
-            rows.append([any(g in t for g in golds for t in texts[:k]) for k in ks])
-    return (
-        dict(zip(ks, np.mean(rows, axis=0).tolist()))
-        if rows
-        else {k: float("nan") for k in ks}
-    )
+    ranks = [
+        answer_rank(passages, question["golden_answers"])
+        for passages, question in zip(found, questions, strict=True)
+        if not _is_closed(question)
+    ]
+    return {k: _share_within(ranks, k) for k in ks}
+
+
+def _is_closed(question: dict) -> bool:
+    golden = {normalize_answer(g) for g in question["golden_answers"]}
+    return bool(golden & CLOSED_ANSWERS)
+
+
+def _share_within(ranks: list[int | None], k: int) -> float:
+    if not ranks:
+        return float("nan")
+    return float(np.mean([rank is not None and rank <= k for rank in ranks]))
+
+
+# Name in summary.json -> column of the predictions.
+SUMMARY_KEYS = {
+    "em": "em",
+    "f1": "f1",
+    "searches": "searches",
+    "response_length": "sampled_length",
+    "retrieved_length": "retrieved_length",
+    "format": "format",
+}
 
 
 def before_and_after(
     before: dict[str, list[dict]], after: dict[str, list[dict]]
 ) -> dict:
-    """The numbers of summary.json from predictions on "test" and "test_single".
+    """The numbers of summary.json.
 
-    `em_*`, `f1_*`, `searches_*` and lengths are over "test"; `em_single_*` over
-    "test_single"."""
-    keys = {
-        "em": "em",
-        "f1": "f1",
-        "searches": "searches",
-        "response_length": "sampled_length",
-        "retrieved_length": "retrieved_length",
-        "format": "format",
-    }
-    out: dict = {}
+    Args:
+        before: predictions before training on "test" and "test_single".
+        after: those after it.
+
+    Returns:
+        name_before and name_after: for `SUMMARY_KEYS`, truncation and exact match
+        without it over "test"; `em_single`, `searches_single` over "test_single" (None
+        if that is empty); `by_type` over both.
+    """
+    summary: dict = {}
     for when, sets in (("before", before), ("after", after)):
-        test, single = sets["test"], sets["test_single"]
-        cut, others = truncation(test)
-        out |= {f"{name}_{when}": mean(test, key) for name, key in keys.items()}
-        out |= {
-            f"{key}_single_{when}": mean(single, key) if single else None
-            for key in ("em", "searches")
-        }
-        out |= {
-            f"truncated_{when}": cut,
-            f"em_not_truncated_{when}": others,
-            f"by_type_{when}": by_type(test + single),
-        }
-    return out
+        summary.update(_summary_of(sets["test"], sets["test_single"], when))
+    return summary
 
 
+def _summary_of(test: list[dict], single: list[dict], when: str) -> dict:
+    summary = {f"{name}_{when}": mean(test, key) for name, key in SUMMARY_KEYS.items()}
+    for key in ("em", "searches"):
+        # None, because JSON has no NaN.
+        summary[f"{key}_single_{when}"] = mean(single, key) if single else None
+    share_cut_off, em_of_others = truncation(test)
+    summary[f"truncated_{when}"] = share_cut_off
+    summary[f"em_not_truncated_{when}"] = em_of_others
+    summary[f"by_type_{when}"] = by_type(test + single)
+    return summary
+
+
+# `python -m kr1_utils.evaluation` is the same as `kr1 score`.
 if __name__ == "__main__":
     import sys
 

@@ -2,101 +2,144 @@
 
 import ast
 import sys
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
 
 from kr1_utils.corpus import locate_files
-from kr1_utils.files import REPO, display_path
+from kr1_utils.files import REPO, data_folder, display_path
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
+
+
+def start() -> None:
+    """Do what a notebook wants done before it imports anything heavy.
+
+    transformers, datasets and others draw their progress bars with `tqdm.auto`. In a
+    notebook without ipywidgets, its first import warns that "IProgress not found"; the
+    plain bars that it draws then are what we want, so the warning is silenced.
+    """
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.
 
     Args:
-        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES; a notebook hands over its
-            `globals()`, and then what papermill injected is looked at too, for
-            papermill itself only warns.
+        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES. A notebook passes its
+            `globals()`; then the names that papermill injected are checked too, for
+            papermill itself only warns of unknown ones.
+
+    Returns:
+        (the profile, the output folder).
 
     Raises:
         ValueError: for an unknown parameter, profile or override, or a bad seed.
-        OSError: if OUT can not be written.
+        FileNotFoundError: if DATA has no passages.
+        OSError: if OUT cannot be written.
     """
-    known = (
-        set() if "__name__" in parameters else set(parameters)
-    )  # a script's globals hold more
-    given = _injected(parameters["In"]) if "In" in parameters else known
+    _check_names(parameters)
+    _check_seed(parameters.get("SEED", 42))
+    profile = resolve(parameters["PROFILE"], parameters.get("OVERRIDES"))
+    locate_files(profile, parameters.get("DATA", ""))
+    out = parameters.get("OUT") or data_folder() / "runs" / profile.name
+    return profile, _make_output_folder(Path(out))
+
+
+def _check_names(parameters: dict) -> None:
+    if "In" in parameters:
+        # The globals of a notebook: IPython keeps the code of its cells in `In`.
+        given = _injected_names(parameters["In"])
+    elif "__name__" in parameters:
+        # The globals of a script, which hold much that is no parameter.
+        given = set()
+    else:
+        given = set(parameters)
     unknown = sorted(given - set(PARAMETERS))
     if unknown:
         raise ValueError(
             f"Unknown parameter {unknown[0]!r}: the notebooks take"
             f" {', '.join(PARAMETERS)}."
         )
-    seed = parameters.get("SEED", 42)
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+
+
+def _injected_names(cells: list[str]) -> set[str]:
+    """Names that the cell injected by papermill assigns."""
+    names = set()
+    for cell in cells:
+        if cell.startswith("# Parameters\n"):
+            for statement in ast.parse(cell).body:
+                if isinstance(statement, ast.Assign):
+                    names.update(target.id for target in statement.targets)
+    return names
+
+
+def _check_seed(seed) -> None:
+    is_whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if not is_whole or not 0 <= seed < 2**32:
         raise ValueError(
             f"SEED must be a whole number from 0 to 2**32 - 1, not {seed!r}."
         )
-    profile = resolve(parameters["PROFILE"], parameters.get("OVERRIDES"))
-    locate_files(profile, parameters.get("DATA", ""))
-    out = Path(parameters.get("OUT") or REPO / "data" / "runs" / profile.name)
+
+
+def _make_output_folder(out: Path) -> Path:
+    """Make the folder, and learn now rather than after an hour whether it can be
+    written."""
+    probe = out / ".write-test"
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        probe = out / ".write-test"
         probe.write_text("")
-        probe.unlink(missing_ok=True)  # another process may have been faster
+        # Another process may have been faster.
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise type(error)(
-            f"OUT={out} can not be written: {error.strerror or error}."
+            f"OUT={out} cannot be written: {error.strerror or error}."
         ) from None
-    return profile, out
-
-
-def _injected(cells: list[str]) -> set[str]:
-    """Names that papermill's injected cell assigns; `cells` is IPython's history
-    `In`."""
-    found = [c for c in cells if c.startswith("# Parameters\n")]
-    return {
-        target.id
-        for cell in found
-        for node in ast.parse(cell).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-    }
+    return out
 
 
 def index_folder(out: Path) -> Path:
-    """Where the index of a run lies: in data/index for the default output folders, else
-    in OUT."""
-    runs, out = (REPO / "data" / "runs").resolve(), out.resolve()
-    return REPO / "data" / "index" / out.name if out.parent == runs else out / "index"
+    """Where the index of a run lies.
+
+    Runs in data/runs have theirs in data/index, others in their own folder.
+    """
+    out = out.resolve()
+    runs = (data_folder() / "runs").resolve()
+    if out.parent == runs:
+        return data_folder() / "index" / out.name
+    return out / "index"
 
 
 def run_or_shipped(file: Path) -> Path:
-    """The run's own `file`, or the one of the shipped reference run where there is none
-    yet.
+    """The run's own `file`, or until there is one, that of the shipped reference run.
 
     Raises:
         FileNotFoundError: if neither is there.
     """
     if file.exists():
         return file
-    shipped = REPO / "data" / "reference" / "tiny" / "seed42" / file.name
-    if not shipped.exists():
+    reference = REPO / "data" / "reference" / "tiny" / "seed42" / file.name
+    if not reference.exists():
         raise FileNotFoundError(
             f"{display_path(file)} is not there: run 03_train_grpo first."
         )
     print(
         f"{display_path(file)} is not there yet: showing the shipped run's"
-        f" {display_path(shipped)}."
+        f" {display_path(reference)}."
     )
-    return shipped
+    return reference
 
 
 def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
-    """A plain bar on stderr; in a notebook or a log, where what is written stays, it
-    moves every 10 s."""
+    """A plain progress bar on stderr.
+
+    In a notebook or a log, where every state of it stays, it moves every 10 s only.
+
+    Args:
+        total: how many units it takes; None if that is not known.
+        what: is done, shown before the bar.
+        more: other arguments of `tqdm`.
+    """
     return tqdm(
         total=total,
         desc=what,

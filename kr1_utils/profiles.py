@@ -1,32 +1,41 @@
-"""Owns the scales of the experiment: a `Profile` says all that differs between them.
+"""Owns the scales of the experiment: a `Profile` holds all that differs between them.
 
-Their values stand in profiles.toml; a table added there is a profile too.
+Their values are in profiles.toml; a table added there is a profile too.
 """
 
 import difflib
 import os
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 PROFILES_FILE = Path(__file__).with_name("profiles.toml")
 
-_TABLES = tomllib.loads(PROFILES_FILE.read_text(encoding="utf-8"))
-SYSTEM_PROMPT = _TABLES.pop("system_prompt")  # of a profile that has none of its own
-PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")  # of every notebook
+# Of a profile that has none of its own; the one key of the file that is no profile.
+SYSTEM_PROMPT = tomllib.loads(PROFILES_FILE.read_text("utf-8"))["system_prompt"]
+
+# What every notebook takes.
+PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")
+
+# Fields of a profile that OVERRIDES cannot name: its own name, and those whose keys
+# OVERRIDES names one by one.
+NOT_OVERRIDABLE = ("name", "limits", "grpo")
 
 
 @dataclass(frozen=True)
 class Limits:
     """Bounds on one trajectory; all but the first two count tokens."""
 
-    max_turns: int = 5  # then one forced answer turn
-    top_k: int = 3  # passages a search
-    max_turn_tokens: int = 1024  # sampled in one turn
-    max_observation_tokens: int = 1024  # the user message that brings passages back
-    max_response_tokens: int = (
-        4096  # the whole trajectory, sampled and retrieved together
-    )
+    # Turns of search before one forced answer turn.
+    max_turns: int = 5
+    # Passages that one search brings.
+    top_k: int = 3
+    # Sampled in one turn.
+    max_turn_tokens: int = 1024
+    # The user message that brings passages back.
+    max_observation_tokens: int = 1024
+    # The whole trajectory, sampled and retrieved together.
+    max_response_tokens: int = 4096
 
 
 @dataclass(frozen=True)
@@ -37,176 +46,233 @@ class Profile:
     """
 
     name: str
-    model: str = ""  # folder, or a hub id
-    corpus: str = ""  # JSONL of passages; "" waits for yours, in DATA
+    # A folder, or an id of the hub.
+    model: str = ""
+    # A file of passages; if empty, the profile needs yours, in DATA.
+    corpus: str = ""
     train_questions: str = ""
     test_questions: str = ""
     test_single_questions: str = ""
     system_prompt: str = SYSTEM_PROMPT
     limits: Limits = Limits()
     grpo: dict = field(default_factory=dict)
-    use_lora: bool = True  # False trains all weights
+    # False trains all weights.
+    use_lora: bool = True
     lora_r: int = 16
     lora_alpha: int = 32
-    four_bit: bool = False  # base weights packed as NF4 (bitsandbytes); needs CUDA
-    tokens_per_micro_batch: int = (
-        0  # padded, in one forward and backward pass; 0 takes a batch at once
-    )
-    overlong_tokens: int = (
-        0  # the last so many of max_response_tokens cost reward; 0 is off
-    )
-    stop_on_alarm: bool = False  # end training where it collapses, see alarms.py
+    # Base weights packed as NF4 (bitsandbytes); needs CUDA.
+    four_bit: bool = False
+    # Padded tokens in one forward and backward pass; 0 takes a whole batch at once.
+    tokens_per_micro_batch: int = 0
+    # How many of the last max_response_tokens cost reward; 0 is off.
+    overlong_tokens: int = 0
+    # Whether training ends when it collapses, see alarms.py.
+    stop_on_alarm: bool = False
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
-    eval_questions: int = 0  # of each test set; 0 is all
+    # Questions taken from each test set; 0 takes all.
+    eval_questions: int = 0
     bootstrap_samples: int = 2000
-    pretrain_worlds: int = 150  # A1: worlds to write conversations from
-    pretrain_steps: int = 5600  # A1: updates
-    cold_start_steps: int = 60  # A3: supervised updates
-    cold_start_batch: int = 4  # A3: conversations an update
-    expected: dict = field(
-        default_factory=dict
-    )  # measured: {"minutes", "memory", "machine"}
+    # A1: worlds to write conversations from.
+    pretrain_worlds: int = 150
+    # A1: updates.
+    pretrain_steps: int = 5600
+    # A3: supervised updates.
+    cold_start_steps: int = 60
+    # A3: conversations per update.
+    cold_start_batch: int = 4
 
 
-def _read(name: str, tables: dict) -> Profile:
-    """The profile of one table, and of the table that it is `like`."""
-    table = {**tables[name]}
-    start = _read(like, tables) if (like := table.pop("like", "")) else Profile(name)
-    changes = {
-        part: {
-            **(vars(start.limits) if part == "limits" else start.grpo),
-            **table.pop(part, {}),
-        }
-        for part in ("limits", "grpo")
-    }
+def read_profiles(file: Path) -> tuple[dict[str, Profile], dict[str, str]]:
+    """The profiles of a TOML file, and for each table that is none a sentence on why.
+
+    One broken table does not break the others: `resolve` raises its sentence when that
+    profile is asked for.
+
+    Args:
+        file: one table per profile. `like` names the table that a profile starts from;
+            `limits` and `grpo` are tables of their own. A `system_prompt` outside the
+            tables is no profile.
+
+    Returns:
+        (name -> profile, name -> what is wrong with its table).
+
+    Raises:
+        ValueError: if the file is no TOML.
+    """
+    tables = tomllib.loads(Path(file).read_text("utf-8"))
+    tables.pop("system_prompt", None)
+    profiles, broken = {}, {}
+    for name in tables:
+        try:
+            profiles[name] = _from_table(name, tables)
+        except (KeyError, TypeError, RecursionError) as error:
+            broken[name] = (
+                f"[{name}] in {Path(file).name} is no profile:"
+                f" {type(error).__name__}, {error}."
+            )
+    return profiles, broken
+
+
+def _from_table(name: str, tables: dict[str, dict]) -> Profile:
+    """The profile of one table, laid over the profile that it is `like`."""
+    fields = {**tables[name]}
+    parent = fields.pop("like", "")
+    start = _from_table(parent, tables) if parent else Profile(name)
+    limits = fields.pop("limits", {})
+    grpo = fields.pop("grpo", {})
     return replace(
         start,
         name=name,
-        limits=Limits(**changes["limits"]),
-        grpo=changes["grpo"],
-        **table,
+        limits=replace(start.limits, **limits),
+        grpo={**start.grpo, **grpo},
+        **fields,
     )
 
 
-def _profile(name: str, tables: dict) -> Profile | ValueError:
-    """A profile, or what is wrong with its table: said where it is asked for, and no
-    matter to the others."""
-    try:
-        return _read(name, tables)
-    except (KeyError, TypeError, RecursionError) as error:
-        return ValueError(
-            f"[{name}] in profiles.toml is no profile: {type(error).__name__}, {error}."
-        )
-
-
-PROFILES = {name: _profile(name, _TABLES) for name in _TABLES}
+PROFILES, BROKEN = read_profiles(PROFILES_FILE)
 
 
 def resolve(name: str, overrides: dict | None = None) -> Profile:
-    """The profile called `name` with `overrides` laid over its fields, its limits and
-    its GRPO arguments.
+    """The profile called `name` with `overrides` laid over its settings.
+
+    Args:
+        overrides: setting -> value. A setting is a field of `Profile` or `Limits`, or
+            an argument of GRPOConfig that the profile has.
 
     Raises:
         ValueError: for an unknown profile, an unknown override or one of the wrong
-            type.
+            type, and for settings that contradict each other.
     """
+    profile = _override(_lookup(name), overrides or {})
+    _check_turn_fits(profile.limits)
+    _check_counts(profile.grpo)
+    _check_save_steps(profile.grpo)
+    _check_token_counts(profile)
+    return profile
+
+
+def table(profile: Profile) -> list[tuple[str, str]]:
+    """(setting, value) rows of a resolved profile, to show."""
+    own = [
+        (key, value)
+        for key, value in vars(profile).items()
+        if key not in ("limits", "grpo")
+    ]
+    settings = [*own, *vars(profile.limits).items(), *profile.grpo.items()]
+    return [(key, str(value)) for key, value in settings]
+
+
+def _lookup(name: str) -> Profile:
+    if name in BROKEN:
+        raise ValueError(BROKEN[name])
     if name not in PROFILES:
         raise ValueError(
             f"Unknown profile {name!r}: choose one of {', '.join(PROFILES)}."
         )
-    if isinstance(profile := PROFILES[name], ValueError):
-        raise profile
-    if not isinstance(overrides or {}, dict):
+    return PROFILES[name]
+
+
+def _override(profile: Profile, overrides: dict) -> Profile:
+    """The profile with each override in the group that has a setting of its name."""
+    if not isinstance(overrides, dict):
         raise ValueError(f"OVERRIDES must be a dict, not {overrides!r}.")
-    own = {
-        k: v
-        for k, v in vars(profile).items()
-        if k not in ("name", "limits", "grpo", "expected")
+    fields = {
+        key: value for key, value in vars(profile).items() if key not in NOT_OVERRIDABLE
     }
-    bounds, changes = vars(profile.limits), {"own": {}, "limits": {}, "grpo": {}}
-    for key, value in (overrides or {}).items():
-        for group, known in (("own", own), ("limits", bounds), ("grpo", profile.grpo)):
-            if key in known:
-                changes[group][key] = _checked(key, value, known[key])
-                break
-        else:
-            known_keys = [*own, *bounds, *profile.grpo]
-            close = difflib.get_close_matches(key, known_keys, 1)
-            hint = (
-                f"did you mean {close[0]!r}?"
-                if close
-                else f"choose one of {', '.join(known_keys)}."
-            )
-            raise ValueError(f"Unknown override {key!r}: {hint}")
-    limits = replace(profile.limits, **changes["limits"])
-    if limits.max_response_tokens < limits.max_turn_tokens:
-        raise ValueError(
-            f"max_response_tokens={limits.max_response_tokens} is smaller than one turn"
-            f" of max_turn_tokens={limits.max_turn_tokens}."
-        )
-    profile = replace(
-        profile,
-        **changes["own"],
-        limits=limits,
-        grpo={**profile.grpo, **changes["grpo"]},
-    )
-    for key in (
-        "max_steps",
-        "num_generations",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-    ):
-        if not isinstance(value := profile.grpo.get(key), int) or value < 1:
-            raise ValueError(f"{key}={value!r} must be at least 1, and a whole number.")
-    grpo, part = profile.grpo, profile.grpo["gradient_accumulation_steps"]
-    rows = grpo["per_device_train_batch_size"] * int(os.environ.get("WORLD_SIZE", 1))
-    once = grpo.get("steps_per_generation") or max(
-        1, grpo.get("generation_batch_size", part * rows) // rows
-    )
-    whole = once * grpo.get("num_iterations", 1)
-    if (steps := grpo.get("save_steps", 500)) * part % whole:  # 500: transformers' own
-        raise ValueError(
-            f"save_steps={steps}: trajectories serve {whole / part:g} steps, and"
-            " between those a run would not go on as it was."
-        )
-    if 0 < profile.tokens_per_micro_batch <= limits.max_response_tokens:
-        raise ValueError(
-            f"tokens_per_micro_batch={profile.tokens_per_micro_batch} is less than one"
-            f" row: a prompt and max_response_tokens={limits.max_response_tokens}."
-        )
-    if profile.overlong_tokens >= limits.max_response_tokens:
-        raise ValueError(
-            f"overlong_tokens={profile.overlong_tokens} must be fewer than"
-            f" max_response_tokens={limits.max_response_tokens}."
-        )
-    return profile
+    limits = asdict(profile.limits)
+    grpo = dict(profile.grpo)
+    for key, value in overrides.items():
+        group = _group_of(key, fields, limits, grpo)
+        group[key] = _checked(key, value, group[key])
+    return replace(profile, **fields, limits=Limits(**limits), grpo=grpo)
+
+
+def _group_of(key: str, *groups: dict) -> dict:
+    """The group of settings that has this one."""
+    for group in groups:
+        if key in group:
+            return group
+    known = [setting for group in groups for setting in group]
+    close = difflib.get_close_matches(str(key), known, n=1)
+    if close:
+        hint = f"did you mean {close[0]!r}?"
+    else:
+        hint = f"choose one of {', '.join(known)}."
+    raise ValueError(f"Unknown override {key!r}: {hint}")
 
 
 def _checked(key: str, value, default):
-    """The value, if it is of the default's type; whole numbers may stand for decimal
-    ones."""
-    if (
-        isinstance(default, float)
-        and isinstance(value, int)
-        and not isinstance(value, bool)
-    ):
+    """The value, if it is of the default's type; a whole number will do for a decimal
+    one."""
+    # Python counts True and False as whole numbers; a setting does not.
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float) and is_whole:
         return float(value)
     if type(value) is not type(default):
         raise ValueError(
             f"Override {key}={value!r} must be a {type(default).__name__} like"
             f" {default!r}."
         )
-    if isinstance(value, int) and not isinstance(value, bool) and value < 0:
+    if is_whole and value < 0:
         raise ValueError(f"Override {key}={value!r} must not be negative.")
     return value
 
 
-def table(profile: Profile) -> list[tuple[str, str]]:
-    """(setting, value) rows of a resolved profile, for showing."""
-    return [
-        (k, str(v))
-        for part in (vars(profile), vars(profile.limits), profile.grpo)
-        for k, v in part.items()
-        if k not in ("limits", "grpo", "expected")
-    ]
+def _check_turn_fits(limits: Limits) -> None:
+    if limits.max_response_tokens < limits.max_turn_tokens:
+        raise ValueError(
+            f"max_response_tokens={limits.max_response_tokens} is smaller than one turn"
+            f" of max_turn_tokens={limits.max_turn_tokens}."
+        )
+
+
+def _check_counts(grpo: dict) -> None:
+    for key in (
+        "max_steps",
+        "num_generations",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+    ):
+        value = grpo.get(key)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key}={value!r} must be at least 1, and a whole number.")
+
+
+def _check_save_steps(grpo: dict) -> None:
+    """A checkpoint must fall between two generations of trajectories.
+
+    TRL keeps the trajectories of a generation in memory only, so a run that goes on
+    from a step between would sample others.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    micro_batch = grpo["per_device_train_batch_size"] * processes
+    micro_batches_per_step = grpo["gradient_accumulation_steps"]
+    # As TRL's GRPOConfig works out one from the other.
+    micro_batches_generated = grpo.get("steps_per_generation")
+    if not micro_batches_generated:
+        rows = grpo.get("generation_batch_size", micro_batches_per_step * micro_batch)
+        micro_batches_generated = max(1, rows // micro_batch)
+    micro_batches_served = micro_batches_generated * grpo.get("num_iterations", 1)
+    # 500 is transformers' own default.
+    save_steps = grpo.get("save_steps", 500)
+    if save_steps * micro_batches_per_step % micro_batches_served:
+        steps_served = micro_batches_served / micro_batches_per_step
+        raise ValueError(
+            f"save_steps={save_steps}: trajectories serve {steps_served:g} steps, and"
+            " between those a run would not go on as it was."
+        )
+
+
+def _check_token_counts(profile: Profile) -> None:
+    longest = profile.limits.max_response_tokens
+    if 0 < profile.tokens_per_micro_batch <= longest:
+        raise ValueError(
+            f"tokens_per_micro_batch={profile.tokens_per_micro_batch} is less than one"
+            f" row: a prompt and max_response_tokens={longest}."
+        )
+    if profile.overlong_tokens >= longest:
+        raise ValueError(
+            f"overlong_tokens={profile.overlong_tokens} must be fewer than"
+            f" max_response_tokens={longest}."
+        )

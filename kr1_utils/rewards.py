@@ -1,24 +1,27 @@
 """Owns what a trajectory earns: Knowledge-R1's two rewards, exact match and format.
 
 Reward functions have TRL's signature: lists in, one number per trajectory out. Beside
-the data set's columns (`golden_answers`, …) they are given `answer`, `turns`,
-`searches`, `stop`, `passages` and the whole `trajectory`, one of each per completion
-(see `trainer.FIELDS`).
+the data set's columns (`golden_answers`, …) the trainer gives them `answer`, `turns`,
+`searches`, `stop`, `passages` and the whole `trajectory`, each a list with one entry
+per trajectory.
 """
 
-from trl.rewards import get_soft_overlong_punishment
-
+from kr1_utils.extras import missing
 from kr1_utils.profiles import Profile
 from kr1_utils.protocol import Turn
 from kr1_utils.scoring import exact_match
 
 
 def format_score(turns: list[Turn]) -> float:
-    """+1 if every turn but the last is one <think> and one <search>, the last one
-    <think> and one <answer>, and nothing stands beside them; else −1."""
+    """+1.0 if a conversation keeps to the format, else −1.0.
+
+    Every turn must be well formed; all but the last must search, and the last must
+    answer.
+    """
     wanted = ["search"] * (len(turns) - 1) + ["answer"]
-    good = [t.kind for t in turns] == wanted and all(t.well_formed for t in turns)
-    return 1.0 if good else -1.0
+    kinds = [turn.kind for turn in turns]
+    well_formed = all(turn.well_formed for turn in turns)
+    return 1.0 if kinds == wanted and well_formed else -1.0
 
 
 def accuracy_reward(
@@ -29,24 +32,34 @@ def accuracy_reward(
 
 
 def format_reward(turns: list[list[Turn]], **_) -> list[float]:
-    """Format, +1 or −1, for each trajectory."""
-    return [format_score(t) for t in turns]
+    """Format, +1 or −1, for each trajectory; see `format_score`."""
+    return [format_score(conversation) for conversation in turns]
 
 
 def reward_functions(profile: Profile) -> tuple[list, list[float]]:
-    """The profile's reward functions and their weights.
+    """The profile's reward functions and the weight of each.
 
-    With `overlong_tokens`, also DAPO's soft overlong punishment (Yu et al., 2025,
-    section 3.4, https:// arxiv.org/abs/2503.14476): 0 until so few tokens are left to
-    `max_response_tokens`, falling to −1 there."""
-    functions, weights = (
-        [accuracy_reward, format_reward],
-        [profile.accuracy_weight, profile.format_weight],
-    )
+    With `overlong_tokens` one more is DAPO's soft overlong punishment (Yu et al., 2025,
+    section 3.4, https://arxiv.org/abs/2503.14476). It is 0 as long as a completion
+    leaves that many tokens below `max_response_tokens`, and falls to −1 at the limit.
+
+    Raises:
+        ImportError: if `overlong_tokens` is set and TRL is not installed.
+    """
+    functions = [accuracy_reward, format_reward]
+    weights = [profile.accuracy_weight, profile.format_weight]
     if profile.overlong_tokens:
-        most = profile.limits.max_response_tokens
-        return [
-            *functions,
-            get_soft_overlong_punishment(most, profile.overlong_tokens),
-        ], [*weights, 1.0]
+        functions.append(_overlong_punishment(profile))
+        weights.append(1.0)
     return functions, weights
+
+
+def _overlong_punishment(profile: Profile):
+    # Here, because TRL imports torch, and scoring a trajectory needs neither.
+    try:
+        from trl.rewards import get_soft_overlong_punishment
+    except ImportError:
+        get_soft_overlong_punishment = missing("train")
+    return get_soft_overlong_punishment(
+        profile.limits.max_response_tokens, profile.overlong_tokens
+    )

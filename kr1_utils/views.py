@@ -3,147 +3,240 @@
 import html
 from itertools import groupby
 from operator import itemgetter
-from os.path import commonprefix
 
-from kr1_utils import protocol
+import pandas as pd
 
+from kr1_utils.agent import Trajectory
+from kr1_utils.protocol import ChatFormat
 
-def table_html(rows, header: tuple[str, ...] = ()) -> str:
-    """A plain HTML table of (text, text, …) rows."""
-    head = "".join(
-        f"<th style='text-align:left'>{html.escape(str(c))}</th>" for c in header
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td style='text-align:left'>{html.escape(str(c))}</td>" for c in r)
-        + "</tr>"
-        for r in rows
-    )
-    table = f"<table>{'<tr>' + head + '</tr>' if header else ''}{body}</table>"
-    return table.encode(
-        "utf-8", "replace"
-    ).decode()  # a notebook with half a surrogate pair can't be saved
-
-
-_COLORS = {
+# Who wrote a token -> background colour.
+COLORS = {
     "prompt": "#eeeeee",
     "header": "#e6d5ee",
     "model": "#cfe3f7",
     "observation": "#fbe3c4",
 }
 
+BOX_STYLE = (
+    "color:#111;padding:4px 8px;margin:2px 0;border-radius:4px;white-space:pre-wrap;"
+    "font-family:monospace;font-size:12px"
+)
+MICROSCOPE_STYLE = (
+    "font-family:monospace;font-size:12px;line-height:1.9;color:#111;background:#fff"
+)
 
-def conversation_html(trajectory, tokenizer) -> str:
-    """A trajectory in boxes: grey the prompt, blue what the model sampled, orange what
-    was appended."""
-    names = {
-        0: ("observation", "appended, mask 0"),
-        1: ("model", "model, mask 1"),
-        2: ("prompt", "prompt"),
+
+def table_html(rows, header: tuple[str, ...] = ()) -> str:
+    """An HTML table in which every cell is shown in full.
+
+    Args:
+        rows: of cells, as many in each row as in the others; shown as `str` has them.
+        header: the names of the columns; a table without names if it is empty.
+    """
+    cells = [[_saveable(cell) for cell in row] for row in rows]
+    names = [_saveable(name) for name in header]
+    table = pd.DataFrame(cells, columns=names or None, dtype=object)
+    markup = table.to_html(
+        index=False,
+        border=0,
+        justify="left",
+        header=bool(names),
+        # Without a formatter, pandas writes a line break as the two characters "\n".
+        formatters=[str] * table.shape[1],
+    )
+    # JupyterLab aligns cells to the right unless each says otherwise.
+    for tag in ("th", "td"):
+        markup = markup.replace(f"<{tag}>", f"<{tag} style='text-align:left'>")
+    return markup
+
+
+def _saveable(cell) -> str:
+    """Half a surrogate pair becomes "?": a notebook that holds one cannot be saved."""
+    return str(cell).encode("utf-8", "replace").decode()
+
+
+def conversation_html(trajectory: Trajectory, tokenizer) -> str:
+    """A trajectory in boxes.
+
+    Grey is the prompt, blue what the model sampled, orange what was appended.
+    """
+    titles = {
+        "prompt": "prompt",
+        "model": "model, mask 1",
+        "observation": "appended, mask 0",
     }
-    t, boxes = trajectory, []
-    tokens = zip([2] * len(t.prompt_ids) + t.loss_mask, t.prompt_ids + t.completion_ids)
-    for who, run in groupby(tokens, key=itemgetter(0)):
-        kind, title = names[who]
-        text = html.escape(tokenizer.decode([i for _, i in run]))
+    kinds = ["prompt"] * len(trajectory.prompt_ids)
+    kinds += ["model" if mask else "observation" for mask in trajectory.loss_mask]
+    token_ids = trajectory.prompt_ids + trajectory.completion_ids
+    boxes = []
+    for kind, run in groupby(zip(kinds, token_ids), key=itemgetter(0)):
+        text = tokenizer.decode([token for _, token in run])
+        title = titles[kind]
         boxes.append(
-            f"<div style='background:{_COLORS[kind]};color:#111;padding:4px 8px;"
-            "margin:2px 0;border-radius:4px;white-space:pre-wrap;"
-            "font-family:monospace;font-size:12px' "
-            f"title='{title}'><b>{title}</b>  {text}</div>"
+            f"<div style='background:{COLORS[kind]};{BOX_STYLE}' title='{title}'>"
+            f"<b>{title}</b>  {html.escape(text)}</div>"
         )
     return "".join(boxes)
 
 
+def writers(trajectory: Trajectory, chat: ChatFormat, tokenizer) -> list[str]:
+    """Who wrote each token: "prompt", "model", "header" or "observation".
+
+    This is read off the ids, not off the mask, so that a wrong mask can be seen beside
+    it. Only the token that ends a turn may be the model's or ours; there the mask says.
+
+    Args:
+        trajectory: a completion is turns of the model, each followed by its
+            end-of-turn token and a user message: header, text, opening of the next
+            turn.
+        chat: the tokenizer's, see `ChatFormat.from_tokenizer`.
+        tokenizer: the one that made the ids.
+
+    Returns:
+        One name per token of the prompt and the completion.
+    """
+    header = _token_ids(tokenizer, chat.before_user)
+    opening = _token_ids(tokenizer, chat.after_user)
+    ids = trajectory.completion_ids
+    # One name for each token of the completion that has been read.
+    names: list[str] = []
+    while len(names) < len(ids):
+        end = _end_of_turn(ids, len(names), chat.end_of_turn, header)
+        names += ["model"] * (end - len(names))
+        if end == len(ids):
+            break
+        names.append("model" if trajectory.loss_mask[end] else "header")
+        names += _names_of_message(ids[len(names) :], header, opening)
+    return ["prompt"] * len(trajectory.prompt_ids) + names
+
+
+def _token_ids(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _end_of_turn(
+    ids: list[int], start: int, end_of_turn: int, header: list[int]
+) -> int:
+    """Where the turn from `start` on ends: at a message's header, or with the ids.
+
+    A model may spell the end-of-turn token inside its turn, so the header must follow.
+    The header's last token is not compared: it may have merged with the text behind it.
+    """
+    wanted = header[:-1]
+    for i in range(start, len(ids)):
+        behind = ids[i + 1 : i + 1 + len(wanted)]
+        if ids[i] == end_of_turn and behind in (wanted, []):
+            return i
+    return len(ids)
+
+
+def _names_of_message(
+    ids: list[int], header: list[int], opening: list[int]
+) -> list[str]:
+    """Names for the user message that `ids` start with, up to the model's next turn."""
+    text_start = _common_length(header, ids)
+    text_end = _find(ids, opening, text_start)
+    names = ["header"] * text_start
+    names += ["observation"] * (text_end - text_start)
+    names += ["header"] * len(ids[text_end : text_end + len(opening)])
+    return names
+
+
+def _common_length(one: list[int], other: list[int]) -> int:
+    """How many ids the two lists have in common at their beginning."""
+    length = 0
+    for a, b in zip(one, other):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _find(ids: list[int], wanted: list[int], start: int) -> int:
+    """Where `wanted` begins at or after `start`; the length of `ids` if it does not."""
+    for i in range(start, len(ids)):
+        if ids[i : i + len(wanted)] == wanted:
+            return i
+    return len(ids)
+
+
 def microscope_html(
-    trajectory,
+    trajectory: Trajectory,
     tokenizer,
     logprobs: list[float] | None = None,
     advantage: float | None = None,
     tokens_in_batch: int | None = None,
 ) -> str:
-    """A trajectory token by token, coloured by who wrote it; underlined is what the
-    loss counts (mask 1).
+    """A trajectory token by token, coloured by who wrote it.
 
-    Hovering over a token shows its id and mask and, where they are given, the rest.
-    Without scripts.
+    Underlined is what the loss counts (mask 1). Hovering over a token shows its id and
+    mask and, for those with mask 1, the rest where it is given.
 
     Args:
-        logprobs: (T,) of the completion's tokens; the trajectory's own where it has
-            some.
+        trajectory: what to show.
+        tokenizer: the one that made its ids.
+        logprobs: (T,) of the completion's tokens; the trajectory's own if not given.
         advantage: of this trajectory in its group.
         tokens_in_batch: sampled tokens over which the loss is averaged. At the first
             update of a batch the ratio is 1, and a sampled token adds −advantage /
             tokens_in_batch to it.
     """
-    t, chat = trajectory, protocol.ChatFormat.from_tokenizer(tokenizer)
-    ids, logprobs = t.completion_ids, logprobs or t.logprobs
-    header, opening = (
-        tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (chat.before_user, chat.after_user)
-    )
-    who, at = ["prompt"] * len(t.prompt_ids), 0
-    while at < len(
-        ids
-    ):  # a turn, the token that ends it (whose, only the mask knows), and a message
-        end = next(
-            (
-                i
-                for i in range(at, len(ids))
-                if ids[i] == chat.end_of_turn
-                and ids[i + 1 : i + len(header)] in (header[:-1], [])
-            ),
-            len(ids),
-        )
-        who += ["model"] * (end - at) + [
-            "model" if m else "header" for m in t.loss_mask[end : end + 1]
-        ]
-        at = end + 1
-        first = len(commonprefix([header, ids[at:]]))
-        end = next(
-            (i for i in range(at, len(ids)) if ids[i : i + len(opening)] == opening),
-            len(ids),
-        )
-        who += ["header"] * first + ["observation"] * (end - at - first)
-        who += ["header"] * len(ids[end : end + len(opening)])
-        at = end + len(opening)
-    spans = [
-        f"<span style='background:{color}'>{name}</span>"
-        for name, color in _COLORS.items()
-    ]
-    spans = ["written by ", " · ".join(spans), "; <u>underlined</u>: mask 1<br>"]
-    masks = [0] * len(
-        t.prompt_ids
-    ) + t.loss_mask  # who wrote it is read off the ids: the two may disagree
+    chat = ChatFormat.from_tokenizer(tokenizer)
+    prompt_length = len(trajectory.prompt_ids)
+    token_ids = trajectory.prompt_ids + trajectory.completion_ids
+    masks = [0] * prompt_length + trajectory.loss_mask
+    names = writers(trajectory, chat, tokenizer)
+    logprobs = logprobs or trajectory.logprobs
+    tokens = []
     for i, (token, writer, mask) in enumerate(
-        zip(t.prompt_ids + ids, who, masks, strict=True)
+        zip(token_ids, names, masks, strict=True)
     ):
-        at, told = i - len(t.prompt_ids), [writer, f"id {token}", f"mask {mask}"]
+        details = [writer, f"id {token}", f"mask {mask}"]
+        if mask and logprobs:
+            details.append(f"log-probability {logprobs[i - prompt_length]:.3f}")
         if mask:
-            told += [f"log-probability {logprobs[at]:.3f}"] if logprobs else []
-            told += [f"advantage {advantage:+.2f}"] if advantage is not None else []
-            told += (
-                [f"adds {-advantage / tokens_in_batch:+.1e} to the loss"]
-                if advantage is not None and tokens_in_batch
-                else []
-            )
-        text, tag = html.escape(tokenizer.decode([token])), "u" if mask else "span"
-        spans.append(
-            f"<{tag} style='background:{_COLORS[writer]}' title='{', '.join(told)}'>"
-            f"{text.replace(chr(10), '↵')}</{tag}> "
-        )
+            details += _share_of_loss(advantage, tokens_in_batch)
+        tokens.append(_token_html(tokenizer.decode([token]), writer, mask, details))
+    return f"<div style='{MICROSCOPE_STYLE}'>{_legend()}{''.join(tokens)}</div>"
+
+
+def _share_of_loss(advantage: float | None, tokens_in_batch: int | None) -> list[str]:
+    if advantage is None:
+        return []
+    details = [f"advantage {advantage:+.2f}"]
+    if tokens_in_batch:
+        details.append(f"adds {-advantage / tokens_in_batch:+.1e} to the loss")
+    return details
+
+
+def _token_html(text: str, writer: str, mask: int, details: list[str]) -> str:
+    tag = "u" if mask else "span"
+    shown = html.escape(text).replace("\n", "↵")
     return (
-        "<div style='font-family:monospace;font-size:12px;line-height:1.9;"
-        "color:#111;background:#fff'>"
-        f"{''.join(spans)}</div>"
+        f"<{tag} style='background:{COLORS[writer]}' title='{', '.join(details)}'>"
+        f"{shown}</{tag}> "
     )
+
+
+def _legend() -> str:
+    names = [
+        f"<span style='background:{color}'>{writer}</span>"
+        for writer, color in COLORS.items()
+    ]
+    return f"written by {' · '.join(names)}; <u>underlined</u>: mask 1<br>"
 
 
 def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:
-    """Two pieces of HTML in two columns."""
-    cells = "".join(
+    """Two pieces of HTML in two columns.
+
+    Args:
+        left: HTML.
+        right: HTML.
+        titles: of the two columns, as text.
+    """
+    cells = [
         "<td style='vertical-align:top;text-align:left;width:50%'>"
-        f"<b>{html.escape(t)}</b>{part}</td>"
-        for t, part in zip(titles, (left, right))
-    )
-    return f"<table style='width:100%'><tr>{cells}</tr></table>"
+        f"<b>{html.escape(title)}</b>{part}</td>"
+        for title, part in zip(titles, (left, right))
+    ]
+    return f"<table style='width:100%'><tr>{''.join(cells)}</tr></table>"

@@ -3,17 +3,19 @@ here."""
 
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # no test may need the hub
+# Set before a library that reads them is imported. No test may need the hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
-import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+import pytest
+from hypothesis import HealthCheck, settings
+from transformers import AutoTokenizer
 
 from kr1_utils import corpus, miniwiki, models
 from kr1_utils.files import REPO
 from kr1_utils.protocol import ChatFormat
-from kr1_utils.retriever import Retriever  # noqa: E402
+from kr1_utils.retriever import Retriever
 
 # The same examples on every run; no deadline, for a slow machine is no bug.
 settings.register_profile(
@@ -35,12 +37,23 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny):
+    """The shipped model's tokenizer."""
     return tiny[1]
 
 
 @pytest.fixture(scope="session")
 def chat(tokenizer):
+    """The shipped model's chat format."""
     return ChatFormat.from_tokenizer(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer():
+    """SmolLM2's tokenizer, whose special tokens look like HTML."""
+    folder = REPO / "tests" / "data" / "smollm2-tokenizer"
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,25 @@
-"""Small engines and retrievers that say and find what a test wants; the exercises of a
-notebook."""
+"""Owns what several test files share: small engines, retrievers and training runs."""
 
+import csv
 import re
+import subprocess
+import sys
 
+import bm25s
+import numpy as np
+import Stemmer
 from hypothesis import strategies as st
 
 from kr1_utils import protocol
-from kr1_utils.engines import Generation
-from kr1_utils.profiles import Limits
+from kr1_utils.engines.base import Generation
+from kr1_utils.profiles import Limits, resolve
 from kr1_utils.protocol import ChatFormat
 
 THINK = "<think> I look.</think>"
-SEARCH, ANSWER = f"{THINK}<search> Dara</search>", f"{THINK}<answer> Merano</answer>"
+SEARCH = f"{THINK}<search> Dara</search>"
+ANSWER = f"{THINK}<answer> Merano</answer>"
+
+# What random turns are made of: good turns, tags, template tokens, words and signs.
 PIECES = [
     THINK,
     SEARCH,
@@ -37,7 +45,9 @@ PIECES = [
     ">",
     " x y z",
 ]
-NASTY = [  # passages that try to end a context, a search or a message
+
+# Passages that try to end a context, a search or a message.
+NASTY = [
     {"id": "1", "title": "Dara Kallas", "text": "Dara Kallas was born in Merano."},
     {
         "id": "2",
@@ -53,7 +63,8 @@ class Shelf:
     """Brings the first k passages, whatever is asked, and remembers what was asked."""
 
     def __init__(self, passages=tuple(NASTY)):
-        self.passages, self.calls = list(passages), []
+        self.passages = list(passages)
+        self.calls = []
 
     def search(self, queries, k):
         self.calls.append(list(queries))
@@ -61,11 +72,12 @@ class Shelf:
 
 
 class Babbler:
-    """Says any ids, cut as an engine cuts them: at its limit and after the first end of
+    """Says any ids, cut as an engine cuts them: at the limit and after the first end of
     turn.
 
     Args:
         scripts: question -> the ids of its turns; after the last one it falls silent.
+        answer_now: whether prompts ask for the answer, as they do with max_turns=0.
         logprobs: whether to give log-probabilities: −1, −2, … through a conversation.
     """
 
@@ -73,67 +85,138 @@ class Babbler:
         self, tokenizer, scripts, system_prompt, answer_now=False, logprobs=False
     ):
         self.end = ChatFormat.from_tokenizer(tokenizer).end_of_turn
-        self.scripts, self.logprobs = {}, logprobs
+        self.logprobs = logprobs
+        self.scripts = {}
         for question, turns in scripts.items():
             prompt = protocol.prompt_ids(
                 tokenizer, protocol.messages(question, system_prompt, answer_now)
             )
             self.scripts[question] = (prompt, list(turns))
-        self.said = {q: [] for q in scripts}
-        self.prompts = {q: [] for q in scripts}
+        self.said = {question: [] for question in scripts}
+        self.prompts = {question: [] for question in scripts}
 
     def generate(self, prompt_ids, max_new_tokens):
-        out = []
-        for ids, limit in zip(prompt_ids, max_new_tokens, strict=True):
-            question = next(
-                q for q, (p, _) in self.scripts.items() if ids[: len(p)] == p
-            )
-            turns, said = self.scripts[question][1], self.said[question]
-            turn = list(turns[len(said)]) if len(said) < len(turns) else []
-            if self.end in turn:
-                turn = turn[: turn.index(self.end) + 1]
-            turn = turn[:limit]
-            before = sum(map(len, said))
-            said.append(turn)
-            self.prompts[question].append(ids)
-            logprobs = (
-                [-float(before + i + 1) for i in range(len(turn))]
-                if self.logprobs
-                else None
-            )
-            out.append(Generation(turn, logprobs))
-        return out
+        return [
+            self._say(ids, limit)
+            for ids, limit in zip(prompt_ids, max_new_tokens, strict=True)
+        ]
+
+    def _say(self, ids, limit):
+        question = self._question(ids)
+        said = self.said[question]
+        turn = self._next_turn(question)[:limit]
+        before = sum(len(earlier) for earlier in said)
+        said.append(turn)
+        self.prompts[question].append(ids)
+        if not self.logprobs:
+            return Generation(turn)
+        return Generation(turn, [-float(before + i + 1) for i in range(len(turn))])
+
+    def _question(self, ids):
+        for question, (prompt, _) in self.scripts.items():
+            if ids[: len(prompt)] == prompt:
+                return question
+        raise KeyError("No script begins with this prompt.")
+
+    def _next_turn(self, question):
+        turns = self.scripts[question][1]
+        number = len(self.said[question])
+        if number >= len(turns):
+            return []
+        turn = list(turns[number])
+        if self.end in turn:
+            return turn[: turn.index(self.end) + 1]
+        return turn
 
 
-def least(limits_turn, max_turns, shortest):
-    """The smallest `max_response_tokens` that leaves room for a search turn and an
-    answer turn."""
-    return limits_turn + 1 + (limits_turn + 1 + shortest if max_turns else 0)
+def least(turn_tokens, max_turns, shortest):
+    """The smallest `max_response_tokens` with room for a search turn and an answer
+    turn.
+
+    Args:
+        turn_tokens: `max_turn_tokens`.
+        shortest: tokens of the shortest message that asks for the answer.
+    """
+    answer_turn = turn_tokens + 1
+    if max_turns == 0:
+        return answer_turn
+    return answer_turn + turn_tokens + 1 + shortest
 
 
 @st.composite
 def any_limits(draw, shortest):
     """Limits from the smallest that are accepted."""
-    max_turns, turn = draw(st.integers(0, 4)), draw(st.integers(1, 30))
+    max_turns = draw(st.integers(0, 4))
+    turn_tokens = draw(st.integers(1, 30))
+    smallest = least(turn_tokens, max_turns, shortest)
     return Limits(
         max_turns=max_turns,
         top_k=draw(st.integers(1, 4)),
-        max_turn_tokens=turn,
+        max_turn_tokens=turn_tokens,
         max_observation_tokens=shortest + draw(st.integers(0, 60)),
-        max_response_tokens=least(turn, max_turns, shortest)
-        + draw(st.integers(0, 200)),
+        max_response_tokens=smallest + draw(st.integers(0, 200)),
     )
 
 
-# Texts of the turns of up to three conversations: good turns often, or few would search
-# at all.
-_turn = st.one_of(
+# One turn. Good turns come often: with random text alone few conversations would
+# search at all.
+_any_turn = st.one_of(
     st.just(SEARCH),
     st.just(SEARCH),
     st.just(ANSWER),
     st.lists(st.sampled_from(PIECES), max_size=6).map("".join),
 )
-any_scripts = st.lists(st.lists(_turn, max_size=5), min_size=1, max_size=3)
+# The turns of up to three conversations.
+any_scripts = st.lists(st.lists(_any_turn, max_size=5), min_size=1, max_size=3)
+
+
+def tiny_profile(**changes):
+    """`tiny` for a training of two steps that is short enough for a test."""
+    settings = {
+        "max_turns": 2,
+        "top_k": 1,
+        "max_turn_tokens": 32,
+        "max_observation_tokens": 64,
+        "max_response_tokens": 220,
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "num_generations": 4,
+        "save_steps": 2,
+        "warmup_steps": 0,
+    }
+    return resolve("tiny", settings | changes)
+
+
+TINY = tiny_profile()
+
+
+def make_trainer(folder, questions, retriever, profile=TINY, kind=None, **more):
+    """A trainer of data/tiny-lm on the first 40 training questions, ready to train.
+
+    Args:
+        questions: {"train": [question, …]}.
+        kind: the class; None is `KnowledgeGRPOTrainer`.
+        more: further arguments of the class.
+    """
+    # Most tests train nothing, and TRL takes seconds to import.
+    from kr1_utils import corpus, models, rewards, trainer
+
+    model, tokenizer = models.load("data/tiny-lm")
+    functions = [rewards.accuracy_reward, rewards.format_reward]
+    more = {"reward_funcs": functions, **more}
+    kind = kind or trainer.KnowledgeGRPOTrainer
+    return kind(
+        model,
+        retriever=retriever,
+        limits=profile.limits,
+        system_prompt=profile.system_prompt,
+        folder=folder,
+        args=trainer.grpo_config(profile, 42, folder / "state"),
+        processing_class=tokenizer,
+        train_dataset=corpus.training_set(questions["train"][:40]),
+        peft_config=models.lora_config(profile),
+        **more,
+    )
 
 
 EXERCISE = re.compile(
@@ -147,11 +230,165 @@ def exercises(notebook):
     """[(number, what is asked, the folded solution)] of a notebook's closing
     section."""
     texts = [
-        "".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown"
+        "".join(cell["source"])
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "markdown"
     ]
-    return EXERCISE.findall("\n\n".join(texts).rpartition("## Exercises\n")[2])
+    _, _, section = "\n\n".join(texts).rpartition("## Exercises\n")
+    return EXERCISE.findall(section)
 
 
 def solution_code(solution):
     """The code of a folded solution."""
     return "\n".join(FENCE.findall(solution))
+
+
+TIMED = ("step_time", "peak_memory_gib")  # columns that differ from run to run
+
+
+def log_of(folder):
+    """The rows of a training's log, as text."""
+    with (folder / "train_log.csv").open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def length_reward(trajectory, **_):
+    """A reward that differs within nearly every group, so that there is a gradient."""
+    return [t.sampled_length / 10 for t in trajectory]
+
+
+def keep_batches(run):
+    """What TRL makes of each rollout of this trainer from now on."""
+    batches = []
+    make_batch = run._generate_and_score_completions
+
+    def make_and_keep(inputs):
+        batches.append(make_batch(inputs))
+        return batches[-1]
+
+    run._generate_and_score_completions = make_and_keep
+    return batches
+
+
+def kr1(*words, **more):
+    """`kr1` with these words in a process of its own, as a reader types them."""
+    return subprocess.run(
+        [sys.executable, "-m", "kr1_utils", *words],
+        text=True,
+        capture_output=True,
+        timeout=300,
+        **more,
+    )
+
+
+class Words:
+    """As much of a tokenizer as finding the end of a turn needs: a list of tokens."""
+
+    def __init__(self, words):
+        self.words = words
+
+    def __len__(self):
+        return len(self.words)
+
+    def decode(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+    def batch_decode(self, rows):
+        return [self.decode(row) for row in rows]
+
+
+def assert_same_up_to_ties(model, prompts, ones, others):
+    """Greedy ids are equal. Where two rows part, the two best tokens were as good as
+    equal, and few rows part."""
+    parted = 0
+    for prompt, one, other in zip(prompts, ones, others, strict=True):
+        if one == other:
+            continue
+        parted += 1
+        assert gap_of_two_best(model, prompt, one, other) < 1e-3, (one, other)
+    assert parted <= len(prompts) // 4
+
+
+def gap_of_two_best(model, prompt, one, other):
+    """How far the two best logits are apart where two continuations part."""
+    import torch
+
+    at = 0
+    while one[at : at + 1] == other[at : at + 1]:
+        at += 1
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + one[:at]])).logits[0, -1]
+    best = logits.topk(2).values
+    return (best[0] - best[1]).item()
+
+
+def turn_length(tokenizer, end_of_turn, ids, limit):
+    """The length that a turn must have, found by decoding it anew after each token."""
+    for length in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:length])
+        closed = any(tag in text for tag in protocol.CLOSING)
+        if closed or ids[length - 1] == end_of_turn or length == limit:
+            return length
+    return None
+
+
+# A corpus small enough to know what each question finds.
+FILM_PASSAGES = [
+    {
+        "id": "a",
+        "title": "Silent River",
+        "text": "Silent River was directed by Dara Kallas.",
+    },
+    {
+        "id": "b",
+        "title": "Dara Kallas",
+        "text": "Dara Kallas was born in Merano. She was a painter.",
+    },
+    {
+        "id": "c",
+        "title": "Dara Kallas (poet)",
+        "text": "Dara Kallas was born in Ostby. She wrote poems.",
+    },
+    {
+        "id": "d",
+        "title": "Merano",
+        "text": "Merano lies in Aldoria. The river Holm flows through Merano.",
+    },
+]
+
+
+def found_ids(found):
+    """The ids of what `Retriever.search` found, one list per query."""
+    return [[passage["id"] for passage in passages] for passages in found]
+
+
+def plain_bm25s_scores(passages, queries):
+    """(queries, passages) scores of an undivided index of bm25s."""
+    settings = {
+        "stopwords": "en",
+        "stemmer": Stemmer.Stemmer("english"),
+        "show_progress": False,
+    }
+    texts = [f"{passage['title']} {passage['text']}" for passage in passages]
+    plain = bm25s.BM25(k1=0.9, b=0.4)
+    plain.index(bm25s.tokenize(texts, **settings), show_progress=False)
+    words = bm25s.tokenize(queries, return_ids=False, **settings)
+    return [plain.get_scores(of_query) for of_query in words]
+
+
+def check_against_plain_bm25s(index, passages, queries, k=10):
+    """Scores to 1e-5, and the passages themselves wherever scores are not tied."""
+    rows = {passage["id"]: row for row, passage in enumerate(passages)}
+    wanted = plain_bm25s_scores(passages, queries)
+    for scores, found in zip(wanted, index.search(queries, k), strict=True):
+        best = np.argsort(-scores, kind="stable")
+        assert len(found) == min(k, (scores > 0).sum())
+        found_scores = [passage["score"] for passage in found]
+        best_scores = scores[best[: len(found)]]
+        assert np.allclose(found_scores, best_scores, atol=1e-5, rtol=0)
+        own_scores = [scores[rows[passage["id"]]] for passage in found]
+        assert np.allclose(found_scores, own_scores, atol=1e-5, rtol=0)
+        for place, passage in enumerate(found):
+            tied = np.abs(scores - passage["score"]) < 1e-4
+            if tied.sum() == 1:
+                assert rows[passage["id"]] == best[place]

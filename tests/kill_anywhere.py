@@ -7,8 +7,8 @@ A place is a part of the run: the building of the index, a training step, the wr
 a checkpoint, the saving of what was trained, the evaluation, the time between two
 notebooks. SIGKILL goes to the run's whole process group; the same command then goes on,
 and is killed again, until it ends by itself. No notebook that was complete and no step
-that a checkpoint covers may be done again ("resumed"), and all is compared exactly, but
-for seconds and memory ("equal")."""
+that a checkpoint covers may be done again ("resumed"), and everything is compared
+exactly, except seconds and memory ("equal")."""
 
 import argparse
 import csv
@@ -25,8 +25,9 @@ from pathlib import Path
 
 from kr1_utils.files import REPO
 from kr1_utils.notebook import progress
-from kr1_utils.reproduce import NOTEBOOKS
+from kr1_utils.reproduce import STAGES
 
+NUMBERS = [stage.number for stage in STAGES]
 SETTINGS = {
     "max_steps": 6,
     "save_steps": 2,
@@ -35,8 +36,9 @@ SETTINGS = {
     "eval_questions": 4,
     "bootstrap_samples": 20,
 }
-COPIES = 40  # of the corpus, so that its index takes a while
-# Place: the notebook, and the code of the cells from which and up to which it is.
+# Copies of the corpus, so that its index takes a while.
+COPIES = 40
+# Place: the notebook, and the code of its first and of its last cell.
 CELLS = {
     "index": ("01", "Retriever.build(where", "Retriever.build(where"),
     "step": ("03", "grpo.train(", "grpo.train("),
@@ -45,11 +47,14 @@ CELLS = {
     "evaluation": ("04", "answer(base, test)", "summary.json"),
 }
 PLACES = (*CELLS, "between")
-# PEFT notes the layers' names beside it in any order
-WEIGHTS = "checkpoint/adapter_model.safetensors"
 MADE = {
     "01": ["retrieval.json", "index"],
-    "03": ["train_log.csv", "trajectories.jsonl", WEIGHTS],
+    "03": [
+        "train_log.csv",
+        "trajectories.jsonl",
+        # Not the file beside it: PEFT writes the layers' names there in any order.
+        "checkpoint/adapter_model.safetensors",
+    ],
     "04": [
         "predictions.jsonl",
         "predictions_before.jsonl",
@@ -67,242 +72,154 @@ TIMES = {
 }
 
 
+# --- what was made ---
+
+
 def untimed(value):
     """A JSON value without what tells of time or memory."""
     if isinstance(value, dict):
-        return {k: untimed(v) for k, v in value.items() if k not in TIMES}
-    return [untimed(v) for v in value] if isinstance(value, list) else value
+        return {
+            key: untimed(inside) for key, inside in value.items() if key not in TIMES
+        }
+    if isinstance(value, list):
+        return [untimed(inside) for inside in value]
+    return value
 
 
 def content(file: Path):
-    """What a file, or each file of a folder, holds, less time and memory."""
+    """What a file, or each file of a folder, holds, without time and memory."""
     if file.is_dir():
-        return {f.name: f.read_bytes() for f in file.iterdir()}
+        return {inside.name: inside.read_bytes() for inside in file.iterdir()}
     if file.suffix == ".csv":
-        return [untimed(row) for row in csv.DictReader(file.open())]
-    return (
-        untimed(json.loads(file.read_text()))
-        if file.suffix == ".json"
-        else file.read_bytes()
-    )
+        return [untimed(row) for row in read_csv(file)]
+    if file.suffix == ".json":
+        return untimed(json.loads(file.read_text()))
+    return file.read_bytes()
+
+
+def read_csv(file: Path) -> list[dict]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def differences(one: Path, other: Path, numbers=tuple(MADE)) -> list[str]:
     """Outputs of these notebooks that are not equal."""
-    return [
-        name
-        for n in numbers
-        for name in MADE[n]
-        if content(one / name) != content(other / name)
-    ]
+    names = [name for number in numbers for name in MADE[number]]
+    return [name for name in names if content(one / name) != content(other / name)]
+
+
+# --- processes ---
 
 
 def descendants(pid: int) -> list[int]:
-    """Its children and theirs: a kernel is in no group of its parent's."""
+    """Its children and theirs: a kernel is not in the process group of its parent."""
+    children = []
     try:
-        children = [
-            int(c)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for c in (task / "children").read_text().split()
-        ]
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children.extend(map(int, (task / "children").read_text().split()))
     except OSError:
+        # It has ended.
         return []
-    return children + [d for c in children for d in descendants(c)]
+    found = list(children)
+    for child in children:
+        found.extend(descendants(child))
+    return found
 
 
 def lives(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be collected does not."""
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        )
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
     except OSError:
         return False
+    return status.split()[0] != "Z"
 
 
 class Killer:
-    """Runs, kills and compares in one folder."""
+    """Runs, kills and compares in one folder.
+
+    Attributes:
+        out: OUT of the runs that are killed.
+        whole: OUT of the undisturbed run.
+        data: passages and questions of all of them.
+        run: the process of the last run, started at the time `began`.
+    """
 
     def __init__(self, folder: Path, seed: int = 0, settings: dict = SETTINGS):
-        self.folder, self.out, self.whole = (
-            folder,
-            folder / "out",
-            folder / "undisturbed",
-        )
-        self.data, self.random = folder / "data", random.Random(seed)
+        self.folder = folder
+        self.out = folder / "out"
+        self.whole = folder / "undisturbed"
+        self.data = folder / "data"
+        self.random = random.Random(seed)
         self.sets = [
-            word
-            for k, v in settings.items()
-            for word in ("--set", f"{k}={json.dumps(v)}")
+            f"--set={key}={json.dumps(value)}" for key, value in settings.items()
         ]
-        self.steps = (
-            settings["max_steps"] // settings["save_steps"]
-        )  # checkpoints of a run
+        self.checkpoints = settings["max_steps"] // settings["save_steps"]
+        self._write_data()
+
+    def _write_data(self) -> None:
+        """Write the shipped world, with copies of its passages.
+
+        The copies are noise: their words are their own, so that the same passages are
+        found."""
         self.data.mkdir(parents=True)
         world = REPO / "data" / "miniwiki"
         for name in ("train", "test", "test_single"):
             shutil.copy(world / f"{name}.jsonl", self.data)
-        passages = [json.loads(line) for line in (world / "passages.jsonl").open()]
+        with (world / "passages.jsonl").open() as lines:
+            passages = [json.loads(line) for line in lines]
         with (self.data / "passages.jsonl").open("w") as file:
-            for n in range(
-                COPIES
-            ):  # the later ones are noise: their words are their own
-                for p in passages:
-                    text = (
-                        p["text"]
-                        if not n
-                        else " ".join(f"{word}{n}" for word in p["text"].split())
-                    )
-                    row = {
-                        "id": f"{n}-{p['id']}",
-                        "title": p["title"] + n * " copy",
-                        "text": text,
-                    }
+            for number in range(COPIES):
+                for passage in passages:
+                    row = copied(passage, number) if number else passage
+                    row = {**row, "id": f"{number}-{passage['id']}"}
                     file.write(json.dumps(row) + "\n")
 
+    # --- runs ---
+
     def start(self, only: str = "") -> subprocess.Popen:
+        """Start the command, of one notebook or of all."""
         self.began = time.time_ns()
-        words = [
-            "--profile",
-            "tiny",
-            "--data",
-            str(self.data),
-            "--out",
-            str(self.out),
-            *self.sets,
-        ]
-        log = (self.folder / "log.txt").open("a")
-        self.run = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "kr1_utils.reproduce",
-                *words,
-                *(["--only", only] if only else []),
-            ],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        words = ["--data", str(self.data), "--out", str(self.out), *self.sets]
+        if only:
+            words += ["--only", only]
+        with (self.folder / "log.txt").open("a") as log:
+            self.run = subprocess.Popen(
+                [sys.executable, "-m", "kr1_utils", "run", *words],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         return self.run
 
     def finish(self, only: str = "") -> None:
-        if self.start(only).wait():
-            raise RuntimeError(f"The run stopped: see {self.folder / 'log.txt'}.")
+        """Run the command to its end."""
+        if self.start(only).wait() != 0:
+            self._stopped()
+
+    def _stopped(self):
+        raise RuntimeError(f"The run stopped: see {self.folder / 'log.txt'}.")
 
     def undisturbed(self) -> None:
         """Run it notebook after notebook, and keep what there is before each."""
-        for number in NOTEBOOKS:
+        for number in NUMBERS:
+            before = self.folder / f"before{number}"
             if self.out.exists():
-                shutil.copytree(self.out, self.folder / f"before{number}")
+                shutil.copytree(self.out, before)
             else:
-                (self.folder / f"before{number}").mkdir()
+                before.mkdir()
             self.finish(number)
         shutil.copytree(self.out, self.whole)
 
     def restore(self, number: str) -> None:
+        """Bring OUT back to what it was before this notebook."""
         shutil.rmtree(self.out, ignore_errors=True)
         shutil.copytree(self.folder / f"before{number}", self.out)
 
-    def fresh(self, file: Path) -> bool:
-        """Whether this attempt wrote the file."""
-        try:
-            return file.stat().st_mtime_ns > self.began
-        except OSError:  # not there, or just removed: the run goes on while we look
-            return False
-
-    def cells(self, number: str, folder: Path) -> list[dict]:
-        """The code cells of a notebook that runs, as papermill last saved it."""
-        file = (
-            folder / f"{number}.failed.ipynb"
-            if folder == self.out
-            else folder / f"{number}.ipynb"
-        )
-        try:
-            return [
-                c
-                for c in json.loads(file.read_text())["cells"]
-                if c["cell_type"] == "code"
-            ]
-        except (OSError, ValueError):  # not yet, or being written
-            return []
-
-    def inside(self, place: str) -> bool:
-        """Whether the run is in this place now."""
-        number, first, last = CELLS[place]
-        cells = (
-            self.cells(number, self.out)
-            if self.fresh(self.out / f"{number}.failed.ipynb")
-            else []
-        )
-        at = [
-            i
-            for i, c in enumerate(cells)
-            if c["metadata"]["papermill"]["status"] == "running"
-        ]
-        source = ["".join(c["source"]) for c in cells]
-        bounds = [
-            next(i for i, s in enumerate(source) if word in s)
-            for word in (first, last)
-            if source
-        ]
-        return bool(at) and bounds[0] <= at[0] <= bounds[1]
-
-    def length(self, place: str) -> float:
-        """Seconds that the undisturbed run spent there."""
-        number, first, last = CELLS[place]
-        cells = self.cells(number, self.whole)
-        source = ["".join(c["source"]) for c in cells]
-        bounds = [
-            next(i for i, s in enumerate(source) if word in s) for word in (first, last)
-        ]
-        return sum(
-            c["metadata"]["papermill"]["duration"]
-            for c in cells[bounds[0] : bounds[1] + 1]
-        )
-
-    def half_written(self) -> set[str]:
-        """Checkpoints that do not say that they are complete."""
-
-        def whole(folder):
-            try:
-                return bool(json.loads((folder / "trainer_state.json").read_text()))
-            except (OSError, ValueError):
-                return False
-
-        try:
-            folders = list((self.out / "training").glob("checkpoint-*"))
-        except OSError:  # removed while it was listed
-            return set()
-        return {f.name for f in folders if not whole(f)}
-
-    def complete(self) -> tuple[dict, list[str]]:
-        """What is done, and must not be done again: notebooks, by the time at which
-        they were written, and training steps that a checkpoint covers, by the seconds
-        that they took."""
-        books = {
-            f.stem: (self.out / f"{f.stem}.ipynb").stat().st_mtime_ns
-            for f in (self.out / ".done").glob("*.json")
-        }
-        whole = {
-            f.name for f in (self.out / "training").glob("checkpoint-*")
-        } - self.half_written()
-        steps = max((int(name.split("-")[1]) for name in whole), default=0)
-        log = self.out / "train_log.csv"
-        rows = (
-            [row["step_time"] for row in csv.DictReader(log.open())]
-            if log.exists()
-            else []
-        )
-        return books, rows if "03" in books else rows[:steps]
-
-    def went_on(self, before: tuple[dict, list[str]]) -> bool:
-        """Whether nothing of what was complete has been done again."""
-        (books, rows), (books_now, rows_now) = before, self.complete()
-        return books.items() <= books_now.items() and rows_now[: len(rows)] == rows
-
     def kill(self, run: subprocess.Popen) -> bool:
         """SIGKILL for its process group; whether it still ran."""
-        family, running = descendants(run.pid), run.poll() is None
+        family = descendants(run.pid)
+        running = run.poll() is None
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
         until = time.monotonic() + 5
@@ -313,148 +230,288 @@ class Killer:
         return running
 
     def wait(self, run: subprocess.Popen, ready, seconds: float) -> bool:
-        """Wait until `ready()`, and for so long after it; False if the run ends
+        """Wait until `ready()`, and these seconds after it; False if the run ends
         first."""
+        pause = 0.002 if seconds < 0.1 else 0.05
         while not ready():
             if run.poll() is not None:
                 return False
-            time.sleep(0.002 if seconds < 0.1 else 0.05)
+            time.sleep(pause)
         try:
             run.wait(seconds)
-            return False
         except subprocess.TimeoutExpired:
             return True
+        return False
+
+    # --- where a run is ---
+
+    def fresh(self, file: Path) -> bool:
+        """Whether this attempt wrote the file."""
+        try:
+            return file.stat().st_mtime_ns > self.began
+        except OSError:
+            # Not there, or just removed: the run goes on while we look.
+            return False
+
+    def inside(self, place: str) -> bool:
+        """Whether the run is in this place now."""
+        file = self.out / f"{CELLS[place][0]}.failed.ipynb"
+        cells = code_cells(file) if self.fresh(file) else []
+        if not cells:
+            return False
+        first, last = bounds_of(place, cells)
+        return any(
+            cell["metadata"]["papermill"]["status"] == "running"
+            for cell in cells[first : last + 1]
+        )
+
+    def length(self, place: str) -> float:
+        """Seconds that the undisturbed run spent there."""
+        cells = code_cells(self.whole / f"{CELLS[place][0]}.ipynb")
+        first, last = bounds_of(place, cells)
+        return sum(
+            cell["metadata"]["papermill"]["duration"]
+            for cell in cells[first : last + 1]
+        )
+
+    def half_written(self) -> set[str]:
+        """Checkpoints that do not say that they are complete."""
+        try:
+            folders = list((self.out / "training").glob("checkpoint-*"))
+        except OSError:
+            # Removed while it was listed.
+            return set()
+        return {folder.name for folder in folders if not is_whole(folder)}
+
+    def complete(self) -> tuple[dict, list[str]]:
+        """What is done, and must not be done again.
+
+        Returns:
+            notebooks, with the time at which each was written; and the seconds of each
+            training step that a checkpoint covers."""
+        notebooks = {
+            record.stem: (self.out / f"{record.stem}.ipynb").stat().st_mtime_ns
+            for record in (self.out / ".done").glob("*.json")
+        }
+        log = self.out / "train_log.csv"
+        seconds = [row["step_time"] for row in read_csv(log)] if log.exists() else []
+        if "03" in notebooks:
+            return notebooks, seconds
+        checkpoints = {
+            folder.name for folder in (self.out / "training").glob("checkpoint-*")
+        }
+        whole = checkpoints - self.half_written()
+        last = max((int(name.split("-")[1]) for name in whole), default=0)
+        return notebooks, seconds[:last]
+
+    def went_on(self, before: tuple[dict, list[str]]) -> bool:
+        """Whether nothing that was complete has been done again."""
+        notebooks, steps = before
+        notebooks_now, steps_now = self.complete()
+        same_steps = steps_now[: len(steps)] == steps
+        return notebooks.items() <= notebooks_now.items() and same_steps
+
+    # --- killing ---
 
     def attempt(self, place: str, spans: dict) -> str:
         """Start the command and kill it in this place: "killed", "missed", or "ended"
-        by itself."""
+        by itself.
+
+        Args:
+            spans: for the place "checkpoint", the seconds within which it is killed; it
+                is shortened here after each miss."""
         if place == "between":
-            waiting = [
-                n for n in NOTEBOOKS if not (self.out / ".done" / f"{n}.json").exists()
-            ]
-            run, number = self.start(), waiting[0] if waiting else "05"
-            file = self.out / f"{number}.ipynb"
-            hit = self.wait(run, lambda: self.fresh(file), self.random.uniform(0, 2))
-            following = f"{int(number) + 1:02d}"
-            landed = hit and self.kill(run)
-            started = self.fresh(self.out / f"{following}.failed.ipynb")
-            cells = self.cells(following, self.out) if started else []
-            landed = landed and not any(c["execution_count"] for c in cells)
+            hit, landed = self._attempt_between()
         elif place == "checkpoint":
-            before, seen, skip = (
-                self.half_written(),
-                set(),
-                self.random.randrange(self.steps),
-            )
-            run = self.start(CELLS[place][0])
-
-            def ready():
-                seen.update(
-                    self.half_written() - before
-                    if self.fresh(self.out / "training")
-                    else ()
-                )
-                return len(seen) > skip and self.half_written()
-
-            hit = self.wait(
-                run, ready, self.random.uniform(0, spans.setdefault(place, 0.05))
-            )
-            landed = hit and self.kill(run) and bool(self.half_written())
-            spans[place] *= 1 if landed or not hit else 0.7
+            hit, landed = self._attempt_checkpoint(spans)
         else:
-            run = self.start(CELLS[place][0])
-            hit = self.wait(
-                run,
-                lambda: self.inside(place),
-                self.random.uniform(0, self.length(place)),
-            )
-            landed = hit and self.inside(place) and self.kill(run)
-        if hit and run.poll() is None:
-            self.kill(run)
-        if not hit and run.returncode:
-            raise RuntimeError(f"The run stopped: see {self.folder / 'log.txt'}.")
-        return "killed" if landed else "missed" if hit else "ended"
+            hit, landed = self._attempt_inside(place)
+        if hit and self.run.poll() is None:
+            self.kill(self.run)
+        if not hit and self.run.returncode != 0:
+            self._stopped()
+        if landed:
+            return "killed"
+        return "missed" if hit else "ended"
+
+    def _attempt_between(self) -> tuple[bool, bool]:
+        """Kill after a notebook, before the next one executes a cell.
+
+        Returns:
+            whether there was a moment to kill, and whether it was the right one."""
+        waiting = [
+            number
+            for number in NUMBERS
+            if not (self.out / ".done" / f"{number}.json").exists()
+        ]
+        number = waiting[0] if waiting else NUMBERS[-1]
+        run = self.start()
+        file = self.out / f"{number}.ipynb"
+        hit = self.wait(run, lambda: self.fresh(file), self.random.uniform(0, 2))
+        landed = hit and self.kill(run)
+        following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
+        cells = code_cells(following) if self.fresh(following) else []
+        executes = any(cell["execution_count"] for cell in cells)
+        return hit, landed and not executes
+
+    def _attempt_checkpoint(self, spans: dict) -> tuple[bool, bool]:
+        """Kill while one of the checkpoints, chosen by chance, is written."""
+        before = self.half_written()
+        skip = self.random.randrange(self.checkpoints)
+        seen = set()
+        run = self.start("03")
+
+        def ready():
+            if self.fresh(self.out / "training"):
+                seen.update(self.half_written() - before)
+            return len(seen) > skip and self.half_written()
+
+        span = spans.setdefault("checkpoint", 0.05)
+        hit = self.wait(run, ready, self.random.uniform(0, span))
+        landed = hit and self.kill(run) and bool(self.half_written())
+        if hit and not landed:
+            spans["checkpoint"] *= 0.7
+        return hit, landed
+
+    def _attempt_inside(self, place: str) -> tuple[bool, bool]:
+        """Kill while the cells of this place are executed."""
+        run = self.start(CELLS[place][0])
+        seconds = self.random.uniform(0, self.length(place))
+        hit = self.wait(run, lambda: self.inside(place), seconds)
+        return hit, hit and self.inside(place) and self.kill(run)
 
     def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
-        """Kill runs so often in this place; each goes on until it ends, and is
-        compared."""
+        """Kill this many runs in this place; each goes on until it ends, and is
+        compared.
+
+        Args:
+            killed: called after each kill, for progress.
+
+        Returns:
+            a row: place, kills, and how many of them were resumed and ended equal."""
         try:
             return self._torment(place, kills, killed)
-        # what goes wrong here must leave no run behind that writes to the next one's
-        # folder
         finally:
+            # What goes wrong here must leave no run behind that writes to the folder
+            # of the next one.
             if self.run.poll() is None:
                 self.kill(self.run)
 
     def _torment(self, place: str, kills: int, killed) -> dict:
+        row = {"place": place, "kills": 0, "resumed": 0, "equal": 0}
+        spans = {}
+        while row["kills"] < kills:
+            self.restore("01" if place == "between" else CELLS[place][0])
+            self._chain(place, kills, row, spans, killed)
+        return row
+
+    def _chain(self, place: str, kills: int, row: dict, spans: dict, killed) -> None:
+        """Kill one run again and again until it ends by itself, and compare it."""
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
-        row, spans, ended = (
-            {"place": place, "kills": 0, "resumed": 0, "equal": 0},
-            {},
-            True,
-        )
-        kept, resumed = ({}, []), 0
-        while row["kills"] < kills or not ended:
-            if ended:
-                self.restore("01" if place == "between" else numbers[0])
-                chain, resumed, kept, ended = 0, 0, self.complete(), False
+        in_chain = 0
+        all_resumed = True
+        kept = self.complete()
+        result = ""
+        while result != "ended":
             if row["kills"] < kills:
                 result = self.attempt(place, spans)
-            else:  # the last one runs to the end of all
+            else:
+                # The last one runs to the end of all notebooks.
                 self.finish()
-                result, numbers = "ended", list(MADE)
+                result = "ended"
+                numbers = list(MADE)
             if not self.went_on(kept):
                 print(place, "did again what was complete", flush=True)
-                resumed = -kills  # none of this chain counts
+                all_resumed = False
             kept = self.complete()
-            chain, resumed = (
-                chain + (result == "killed"),
-                resumed + (result == "killed"),
-            )
             if result == "killed":
+                in_chain += 1
                 row["kills"] += 1
                 killed()
-            ended = result == "ended"
-            if ended:
-                left = [
-                    f.name for f in self.out.glob("*") if f.suffix in (".part", ".old")
-                ]
-                bad = differences(self.out, self.whole, numbers) + left
-                if bad:
-                    print(place, "differs in", *bad, flush=True)
-                row["resumed"] += max(0, resumed)
-                row["equal"] += chain * (not bad)
-        return row
+        left = [
+            file.name for file in self.out.iterdir() if file.suffix in (".part", ".old")
+        ]
+        bad = differences(self.out, self.whole, numbers) + left
+        if bad:
+            print(place, "differs in", *bad, flush=True)
+        if all_resumed:
+            row["resumed"] += in_chain
+        if not bad:
+            row["equal"] += in_chain
+
+
+def copied(passage: dict, number: int) -> dict:
+    """A passage of other words."""
+    words = [f"{word}{number}" for word in passage["text"].split()]
+    return {
+        "id": passage["id"],
+        "title": passage["title"] + number * " copy",
+        "text": " ".join(words),
+    }
+
+
+def code_cells(file: Path) -> list[dict]:
+    """The code cells of a notebook, as papermill last saved it."""
+    try:
+        notebook = json.loads(file.read_text())
+    except (OSError, ValueError):
+        # Not there yet, or being written.
+        return []
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def bounds_of(place: str, cells: list[dict]) -> tuple[int, int]:
+    """The places of the first and the last cell in a notebook's code cells."""
+    _, first, last = CELLS[place]
+    sources = ["".join(cell["source"]) for cell in cells]
+    return cell_with(first, sources), cell_with(last, sources)
+
+
+def cell_with(word: str, sources: list[str]) -> int:
+    for index, source in enumerate(sources):
+        if word in source:
+            return index
+    raise ValueError(f"No cell has {word!r}.")
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint says that it is complete."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
+    except (OSError, ValueError):
+        return False
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="in each place")
     parser.add_argument(
         "--place", action="append", choices=PLACES, help="only there; may come twice"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--out", default="", help="CSV with a line a place")
-    args = parser.parse_args()
+    parser.add_argument("--out", default="", help="CSV with one line per place")
+    arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        killer = Killer(Path(folder, "kill"), args.seed)
+        killer = Killer(Path(folder, "kill"), arguments.seed)
         killer.undisturbed()
-        for place in args.place or PLACES:
-            with progress(args.kills, place, " kills") as bar:
-                rows.append(killer.torment(place, args.kills, bar.update))
+        for place in arguments.place or PLACES:
+            with progress(arguments.kills, place, " kills") as bar:
+                row = killer.torment(place, arguments.kills, bar.update)
+            rows.append(row)
             print(
                 "{place}: {kills} kills, {resumed} resumed, {equal} equal".format(
-                    **rows[-1]
+                    **row
                 ),
                 flush=True,
             )
-    if args.out:
-        with Path(args.out).open("w", newline="") as file:
+    if arguments.out:
+        with Path(arguments.out).open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    return int(any(min(row["equal"], row["resumed"]) < row["kills"] for row in rows))
+    failed = [row for row in rows if min(row["equal"], row["resumed"]) < row["kills"]]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

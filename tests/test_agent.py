@@ -1,7 +1,7 @@
-"""The loop: whatever a model says, a trajectory keeps its limits, its mask and its
-answer turn."""
+"""Whatever a model says, a trajectory keeps its limits, its mask, its answer turn."""
 
 import copy
+from typing import get_args
 
 import pytest
 from helpers import (
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tokenizers.normalizers import NFC
 
 from kr1_utils import checks, protocol, rewards
-from kr1_utils.agent import ScriptedEngine, check_limits, rollout
+from kr1_utils.agent import ScriptedEngine, StopReason, check_limits, rollout
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.profiles import PROFILES, Limits
 
@@ -40,7 +40,7 @@ def shortest(tokenizer, chat):
 
 
 def encode(tokenizer, texts):
-    return [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    return [protocol.encode(tokenizer, text) for text in texts]
 
 
 def play(tokenizer, texts, limits=ROOMY, shelf=None, question="Q?"):
@@ -84,7 +84,8 @@ def assert_contract(t, said, prompts, limits, tokenizer, chat):
     asked = tokenizer.decode(prompts[-1]).endswith(
         protocol.ANSWER_NOW + chat.after_user
     )
-    assert t.turns[-1].kind == "answer" or asked  # there was an answer turn
+    had_an_answer_turn = t.turns[-1].kind == "answer" or asked
+    assert had_an_answer_turn
     assert all(turn.kind != "answer" for turn in t.turns[:-1])
     assert t.stop in ("answer", "no_answer", "truncated")
     assert (
@@ -156,23 +157,26 @@ def test_engine_without_log_probabilities_gives_none(tokenizer):
 
 
 @given(any_scripts)
-def test_one_search_call_a_turn_with_all_queries_in_order(tokenizer, texts):
+def test_one_search_call_per_turn_with_all_queries_in_order(tokenizer, texts):
     scripts = [encode(tokenizer, turns) for turns in texts]
     trajectories, _, shelf = play_ids(tokenizer, scripts, ROOMY)
-    wanted = []
-    for turn in range(max(len(t.turns) for t in trajectories)):
-        active = [
-            t
-            for t in trajectories
-            if turn
-            < len(t.passages) + sum(x.kind == "neither" for x in t.turns[: turn + 1])
-            and turn < len(t.turns)
-        ]
-        wanted.append(
-            [t.turns[turn].content for t in active if t.turns[turn].kind == "search"]
-        )
-    assert [c for c in shelf.calls if c] == [w for w in wanted if w]
-    assert len(shelf.calls) <= len(wanted)
+    turns = max(len(t.turns) for t in trajectories)
+    wanted = [queries_of_turn(trajectories, number) for number in range(turns)]
+    calls = [queries for queries in shelf.calls if queries]
+    assert calls == [queries for queries in wanted if queries]
+    assert len(shelf.calls) <= turns
+
+
+def queries_of_turn(trajectories, number):
+    """What is searched in one turn: the queries, but for one in an answer turn."""
+    queries = []
+    for t in trajectories:
+        if number >= len(t.turns) or t.turns[number].kind != "search":
+            continue
+        earlier = sum(turn.kind == "search" for turn in t.turns[:number])
+        if earlier < len(t.passages):
+            queries.append(t.turns[number].content)
+    return queries
 
 
 def test_conversation_reads_as_the_template_renders_it(tokenizer, chat):
@@ -205,11 +209,10 @@ def test_mask_covers_what_was_sampled_and_nothing_else(tokenizer, chat):
     t = play(tokenizer, [SEARCH, ANSWER + "<|im_end|>"])
     search, answer = encode(tokenizer, [SEARCH, ANSWER + "<|im_end|>"])
     assert t.loss_mask[: len(search)] == [1] * len(search)
-    assert t.loss_mask[-len(answer) :] == [1] * len(
-        answer
-    )  # its own end-of-turn token is sampled too
+    # The end-of-turn token is ours after the search, and sampled after the answer.
+    assert t.completion_ids[len(search)] == chat.end_of_turn
     assert set(t.loss_mask[len(search) : -len(answer)]) == {0}
-    assert t.completion_ids[len(search)] == chat.end_of_turn  # this one is ours
+    assert t.loss_mask[-len(answer) :] == [1] * len(answer)
 
 
 def test_turn_without_a_tag_gets_one_short_correction(tokenizer, chat):
@@ -289,9 +292,8 @@ def test_no_document_can_end_a_context_or_a_message(tokenizer, chat):
         in text
     )
     assert text.count("</context>") == 1 and text.count("<answer>") == 1
-    assert (
-        t.completion_ids.count(chat.end_of_turn) == 3
-    )  # of search, observation and answer
+    # Of the search, the observation and the answer.
+    assert t.completion_ids.count(chat.end_of_turn) == 3
 
 
 def test_long_observation_is_cut_and_the_conversation_goes_on(tokenizer, chat):
@@ -527,7 +529,39 @@ def test_a_window_that_just_fits_is_used(tokenizer):
 def test_question_is_found_again_where_the_tokenizer_composes_accents(tokenizer):
     composing = copy.deepcopy(tokenizer)
     composing.backend_tokenizer.normalizer = NFC()
-    question = "Who is Jose\u0301?"  # e and an accent; Qwen's tokenizers make é of them
+    # An e and an accent: Qwen's tokenizers make é of them.
+    question = "Who is Jose\u0301?"
     engine = ScriptedEngine(composing, {question: [SEARCH, ANSWER]})
     t = rollout(engine, composing, Shelf(), [{"question": question}], ROOMY, SYSTEM)[0]
     assert "José" in composing.decode(t.prompt_ids) and t.answer == "Merano"
+
+
+def test_record_of_a_trajectory_says_what_was_written_and_how_it_ended(tokenizer):
+    t = play(tokenizer, [SEARCH, ANSWER])
+    assert t.to_record() == {
+        "question": "Q?",
+        "turns": [SEARCH, ANSWER],
+        "answer": "Merano",
+        "stop": "answer",
+        "sampled": t.sampled_length,
+        "retrieved": t.retrieved_length,
+    }
+
+
+def test_every_way_to_stop_is_a_documented_one(tokenizer):
+    seen = {
+        play(tokenizer, [ANSWER]).stop,
+        play(tokenizer, [SEARCH] * 9).stop,
+        play(tokenizer, ["Dara " * 90] * 9).stop,
+        "prompt_too_long",
+    }
+    assert seen == set(get_args(StopReason))
+
+
+def test_retriever_that_loses_a_query_is_refused(tokenizer):
+    class Loser(Shelf):
+        def search(self, queries, k):
+            return super().search(queries, k)[1:]
+
+    with pytest.raises(ValueError, match="0 results for 1 queries"):
+        play(tokenizer, [SEARCH, ANSWER], shelf=Loser())

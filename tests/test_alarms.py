@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from helpers import ANSWER, SEARCH, Shelf
+from helpers import ANSWER, SEARCH, TINY, Shelf, make_trainer
 from transformers import TrainerControl, TrainerState
 
 from kr1_utils import alarms
 from kr1_utils.agent import ScriptedEngine, rollout
-from kr1_utils.alarms import LIMITS, WINDOW, CollapseAlarms
+from kr1_utils.alarms import SIGNS, WINDOW, CollapseAlarms
 from kr1_utils.files import REPO
 from kr1_utils.profiles import Limits as RolloutLimits
 
@@ -48,11 +48,10 @@ def watch(said, tmp_path):
         ),
         _step=0,
     )
-    watch, state = CollapseAlarms(trainer, tmp_path), TrainerState(global_step=0)
-    watch.state, watch.args = (
-        state,
-        SimpleNamespace(steps_per_generation=1, num_iterations=1),
-    )
+    watch = CollapseAlarms(trainer, tmp_path)
+    state = TrainerState(global_step=0)
+    watch.train_state = state
+    watch.args = SimpleNamespace(steps_per_generation=1, num_iterations=1)
 
     def step(**logs):
         state.global_step += 1
@@ -79,7 +78,8 @@ def test_a_sign_that_lasts_warns_once_saves_and_keeps_the_trajectories(
         n == WINDOW - 1 for n in range(2 * WINDOW)
     ]
     assert not any(c.should_training_stop for c in controls)
-    assert capsys.readouterr().out.count(LIMITS[sign][1]) == 1
+    message = next(s.message for s in SIGNS if s.name == sign)
+    assert capsys.readouterr().out.count(message) == 1
     rows = [
         json.loads(line)
         for line in (tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()
@@ -107,26 +107,40 @@ def test_no_checkpoint_is_made_while_trajectories_serve_more_steps(watch):
     assert watch.raised
 
 
+def saved_state(watch, folder):
+    """The trainer's state as it comes back from a checkpoint."""
+    watch.train_state.stateful_callbacks["CollapseAlarms"] = watch.state()
+    watch.train_state.save_to_json(folder / "state.json")
+    return TrainerState.load_from_json(folder / "state.json")
+
+
 def test_a_run_that_goes_on_is_watched_as_if_it_had_never_been_cut_off(watch, tmp_path):
     for _ in range(WINDOW - 1):
         watch.step(truncated=0.9, grad_norm=0.3)
-    watch.state.save_to_json(tmp_path / "state.json")
-    resumed, control = (
-        CollapseAlarms(watch.trainer, tmp_path, stop=True),
-        TrainerControl(),
-    )
-    state = TrainerState.load_from_json(tmp_path / "state.json")
+    state = saved_state(watch, tmp_path)
+    resumed = CollapseAlarms(watch.trainer, tmp_path, stop=True)
+    control = TrainerControl()
     resumed.on_train_begin(watch.args, state, control)
-    assert not control.should_training_stop and resumed._seen == watch._seen
+    assert not control.should_training_stop and resumed.state() == watch.state()
     state.global_step += 1
     resumed.on_log(watch.args, state, control, {**FINE, "truncated": 0.9})
     assert [(r["step"], r["sign"]) for r in resumed.raised] == [(WINDOW, "truncated")]
-    again, control = (
-        CollapseAlarms(watch.trainer, tmp_path, stop=True),
-        TrainerControl(),
-    )
-    again.on_train_begin(watch.args, state, control)
+
+
+def test_a_run_that_goes_on_after_an_alarm_stops_if_asked_to(watch, tmp_path):
+    for _ in range(WINDOW):
+        watch.step(truncated=0.9)
+    again = CollapseAlarms(watch.trainer, tmp_path, stop=True)
+    control = TrainerControl()
+    again.on_train_begin(watch.args, saved_state(watch, tmp_path), control)
     assert control.should_training_stop and not again.raised
+
+
+def test_a_run_that_begins_anew_has_seen_nothing(watch, tmp_path):
+    for _ in range(WINDOW):
+        watch.step(truncated=0.9)
+    watch.on_train_begin(watch.args, TrainerState(), TrainerControl())
+    assert watch.state() == CollapseAlarms(watch.trainer, tmp_path).state()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -211,21 +225,17 @@ def test_runs_that_learned_raise_none(watch, file):
     log = pd.read_csv(file)
     for row in log.to_dict("records"):
         watch.step(**{k: row[k] for k in FINE})
-    assert (
-        not watch.raised
-        and len(watch._seen["grad_norm"]) == (log["grad_norm"] > 0).sum()
-    )
+    assert not watch.raised
+    assert len(watch.norms) == (log["grad_norm"] > 0).sum()
 
 
 def test_in_training_an_alarm_saves_a_checkpoint_and_stops(
     tmp_path, questions, retriever
 ):
-    from test_trainer import TINY, make
-
     def always(trajectory, **_):
         return [1.0] * len(trajectory)
 
-    run = make(
+    run = make_trainer(
         tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always]
     )
     run.args.max_steps = run.args.save_steps = 99
@@ -236,7 +246,7 @@ def test_in_training_an_alarm_saves_a_checkpoint_and_stops(
         tmp_path / "state" / f"checkpoint-{WINDOW}" / "trainer_state.json"
     ).is_file()
     assert len((tmp_path / f"alarm-{WINDOW}.jsonl").read_text().splitlines()) == 8
-    again = make(
+    again = make_trainer(
         tmp_path, questions, retriever, profile=TINY, reward_funcs=[always, always]
     )
     again.args.max_steps = 99

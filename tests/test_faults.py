@@ -1,4 +1,4 @@
-"""What a machine does to a run: full disks, folders that can not be written, files and
+"""What a machine does to a run: full disks, folders that cannot be written, files and
 processes that vanish. Each ends in one sentence, and what was complete stays."""
 
 import contextlib
@@ -14,24 +14,20 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from helpers import kr1
 from kill_anywhere import descendants, lives
-from test_reproduce import call
 
 from kr1_utils import files, models, plots
 from kr1_utils.retriever import Retriever
 
-SHORT = [
-    "--set",
-    "max_steps=6",
-    "--set",
-    "save_steps=2",
-    "--set",
-    "per_device_train_batch_size=8",
-    "--set",
-    "num_generations=4",
-    "--set",
-    "eval_questions=4",
-]
+SETTINGS = {
+    "max_steps": 6,
+    "save_steps": 2,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "eval_questions": 4,
+}
+SHORT = [f"--set={key}={value}" for key, value in SETTINGS.items()]
 
 
 @contextlib.contextmanager
@@ -39,9 +35,8 @@ def files_no_larger_than(size):
     """As on a disk that is full: writing fails where a file would grow beyond `size`
     bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (size, before[1])
-    )  # Python ignores the signal
+    # Python ignores the signal that comes with it, and raises an OSError.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
     finally:
@@ -51,18 +46,9 @@ def files_no_larger_than(size):
 def in_a_mount(script, *words):
     """A shell script that may mount, in a namespace of its own, which needs no
     rights."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     return subprocess.run(
-        [
-            "unshare",
-            "--user",
-            "--map-root-user",
-            "--mount",
-            "bash",
-            "-ec",
-            script,
-            "bash",
-            *words,
-        ],
+        [*unshare, "bash", "-ec", script, "bash", *words],
         text=True,
         capture_output=True,
         timeout=600,
@@ -79,45 +65,48 @@ may_mount = pytest.mark.skipif(
 # --- files and folders ---
 
 
-def test_file_that_can_not_be_written_is_named_and_what_was_there_stays(tmp_path):
+def test_file_that_cannot_be_written_is_named_and_what_was_there_stays(tmp_path):
     file = tmp_path / "log.csv"
     files.write_text(file, "as it was")
-    sentence = "^log.csv can not be written: File too large.$"
-    with files_no_larger_than(1000), pytest.raises(OSError, match=sentence):
+    with (
+        files_no_larger_than(1000),
+        pytest.raises(OSError, match="^log.csv .* be written: File too large.$"),
+    ):
         files.write_text(file, "x" * 100_000)
-    assert file.read_text() == "as it was" and list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "as it was"
+    assert list(tmp_path.iterdir()) == [file]
 
 
-def test_figure_that_can_not_be_written_leaves_the_one_before(tmp_path):
+def test_figure_that_cannot_be_written_leaves_the_one_before(tmp_path):
     figure, _ = plt.subplots()
     file = plots.save_fig(figure, tmp_path, "a")
     before = file.read_bytes()
     with (
         files_no_larger_than(100),
-        pytest.raises(OSError, match="a.png can not be written"),
+        pytest.raises(OSError, match="a.png .* be written"),
     ):
         plots.save_fig(figure, tmp_path, "a")
-    assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
 
 
-def test_adapter_that_can_not_be_written_leaves_the_one_before(tmp_path, tiny):
+def test_adapter_that_cannot_be_written_leaves_the_one_before(tmp_path, tiny):
     folder = models.save_adapter(*tiny, tmp_path / "model")
     with files_no_larger_than(100_000), pytest.raises(Exception, match="too large"):
         models.save_adapter(*tiny, folder)
     models.load(str(folder))
 
 
-def test_index_that_can_not_be_written_leaves_the_one_before(tmp_path, world):
+def test_index_that_cannot_be_written_leaves_the_one_before(tmp_path, world):
     Retriever.build(world.passages[:100], tmp_path / "index")
     with (
         files_no_larger_than(20_000),
-        pytest.raises(OSError, match="can not be written: File too large"),
+        pytest.raises(OSError, match="be written: File too large"),
     ):
         Retriever.build(world.passages, tmp_path / "index")
     assert len(Retriever.open(tmp_path / "index")) == 100
-    assert len(Retriever.build(world.passages, tmp_path / "index")) == len(
-        world.passages
-    )
+    again = Retriever.build(world.passages, tmp_path / "index")
+    assert len(again) == len(world.passages)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +117,8 @@ def test_folder_whose_replacing_was_cut_off_is_written_again(left, tmp_path, wor
     Retriever.build(world.passages[:50], folder)
     for name in left:
         shutil.copytree(folder, tmp_path / name)
-        (tmp_path / name / "manifest.json").unlink()  # half removed, half written
+        # Half removed, or half written.
+        (tmp_path / name / "manifest.json").unlink()
     shutil.rmtree(folder)
     assert len(Retriever.build(world.passages[:60], folder)) == 60
     assert list(tmp_path.iterdir()) == [folder]
@@ -146,10 +136,15 @@ def test_index_that_vanishes_under_a_search_still_answers(tmp_path, world):
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory):
-    """A run of which the first notebook is done."""
+    """OUT of a run whose first notebook is complete."""
     out = tmp_path_factory.mktemp("indexed")
-    assert call("--out", str(out), "--only", "01", *SHORT).returncode == 0
+    assert run_only("01", out).returncode == 0
     return out
+
+
+def run_only(number, out):
+    """A short run of one notebook, to its end."""
+    return kr1("run", "--out", str(out), "--only", number, *SHORT)
 
 
 def sentence(stderr: str) -> str:
@@ -160,94 +155,90 @@ def sentence(stderr: str) -> str:
 
 def test_index_that_vanished_between_notebooks_is_built_again(indexed):
     shutil.rmtree(indexed / "index")
-    done = call("--out", str(indexed), "--only", "01", *SHORT)
-    assert done.returncode == 0 and "complete already" not in done.stdout
+    done = run_only("01", indexed)
+    assert done.returncode == 0
+    assert "complete already" not in done.stdout
     assert len(Retriever.open(indexed / "index"))
 
 
 def test_index_that_vanished_in_part_is_named_before_any_training(indexed):
     lost = next((indexed / "index").glob("*.npy"))
     kept = lost.rename(indexed / "kept")
-    done = call("--out", str(indexed), "--only", "03", *SHORT)
+    done = run_only("03", indexed)
     kept.rename(lost)
     assert done.returncode == 1
-    assert (
-        f"is incomplete ({lost.name}): remove it and run 01_build_index."
-        in sentence(done.stderr)
-    )
+    said = sentence(done.stderr)
+    assert f"is incomplete ({lost.name})" in said
+    assert "run 01_build_index" in said
     assert not (indexed / "train_log.csv").exists()
 
 
-def start(*words, **more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "kr1_utils.reproduce", *words],
+def start_01(out) -> tuple[subprocess.Popen, int]:
+    """Start a run of the first notebook: its process, and that of its kernel once that
+    executes cells."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "kr1_utils", "run", "--out", str(out), "--only", "01"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **more,
     )
-
-
-def kernel_of(run):
-    """The process that executes the notebook, once it does."""
-    while True:
-        for child in descendants(run.pid):
-            with contextlib.suppress(OSError):
-                if b"ipykernel_launcher" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return child
+    kernel = None
+    while kernel is None or not (out / "01.failed.ipynb").exists():
         assert run.poll() is None, run.stderr.read()
+        kernel = kernel or kernel_of(run)
+    return run, kernel
+
+
+def kernel_of(run) -> int | None:
+    """The process that executes the notebook, if there is one yet."""
+    for child in descendants(run.pid):
+        # It may have ended since it was listed.
+        with contextlib.suppress(OSError):
+            if b"ipykernel_launcher" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return child
+    return None
 
 
 def test_kernel_that_is_killed_for_memory_is_one_sentence(tmp_path):
-    run = start("--out", str(tmp_path), "--only", "01")
-    kernel = kernel_of(run)
-    while not (tmp_path / "01.failed.ipynb").exists():
-        assert run.poll() is None
+    run, kernel = start_01(tmp_path)
     os.kill(kernel, signal.SIGKILL)
     _, said = run.communicate(timeout=120)
     assert run.returncode == 1
-    assert sentence(said).startswith(
-        "Stopped in notebook 01_build_index: Kernel died"
-    )  # … while it started
+    # It may also say that the kernel died before replying, if it was still starting.
+    assert sentence(said).startswith("Stopped in notebook 01_build_index: Kernel died")
 
 
 def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path):
-    run = start("--out", str(tmp_path), "--only", "01")
-    kernel = kernel_of(run)
-    while not (tmp_path / "01.failed.ipynb").exists():
-        assert run.poll() is None
-    second = call("--out", str(tmp_path), "--only", "01")
-    assert (
-        second.returncode == 2
-        and "is another run's, which has not ended" in sentence(second.stderr)
-    )
+    run, kernel = start_01(tmp_path)
+    second = run_only("01", tmp_path)
+    assert second.returncode == 2
+    assert "is another run's, which has not ended" in sentence(second.stderr)
     run.kill()
-    run.wait()
+    run.communicate()
     until = time.monotonic() + 60
     while lives(kernel):
         assert time.monotonic() < until
-    assert call("--out", str(tmp_path), "--only", "01").returncode == 0
+    assert run_only("01", tmp_path).returncode == 0
 
 
 @may_mount
 def test_folder_on_a_read_only_disk_is_refused_before_any_work(tmp_path):
     done = in_a_mount(
         'mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"; '
-        '"$2" -m kr1_utils.reproduce --out "$1"',
+        '"$2" -m kr1_utils run --out "$1"',
         str(tmp_path),
         sys.executable,
     )
     assert done.returncode == 2
-    assert (
-        sentence(done.stderr)
-        == f"OUT={tmp_path} can not be written: Read-only file system."
-    )
+    said = sentence(done.stderr)
+    assert said.startswith(f"OUT={tmp_path} ")
+    assert said.endswith("be written: Read-only file system.")
 
 
 FULL = """
 mount -t tmpfs -o size="$4" none "$1"
 cp -r "$2"/. "$1"
-run() { "$3" -m kr1_utils.reproduce --out "$1" --only 03 "${@:5}"; }
+run() { "$3" -m kr1_utils run --out "$1" --only 03 "${@:5}"; }
 run "$@" && exit 9
 mkdir "$2"/full
 cp -r "$1"/train_log.csv "$1"/training "$2"/full
@@ -263,33 +254,26 @@ cp "$1"/train_log.csv "$1"/trajectories.jsonl "$2"/after
 def test_disk_that_fills_up_in_training_loses_nothing_that_was_complete(
     indexed, tmp_path
 ):
-    copy, mount = tmp_path / "copy", tmp_path / "mount"
+    copy = tmp_path / "copy"
+    mount = tmp_path / "mount"
     shutil.copytree(indexed, copy)
     mount.mkdir()
     done = in_a_mount(FULL, str(mount), str(copy), sys.executable, "4m", *SHORT)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert (
-        done.stderr.count("Stopped in notebook 03_train_grpo") == 1
-        and "No space left" in done.stderr
-    )
+    assert done.stderr.count("Stopped in notebook 03_train_grpo") == 1
+    assert "No space left" in done.stderr
     assert list((copy / "full" / "training").glob("checkpoint-*/trainer_state.json"))
-    full, after = (
-        pd.read_csv(copy / "full" / "train_log.csv"),
-        pd.read_csv(copy / "after" / "train_log.csv"),
-    )
-    assert 0 < len(full) < 6
-    assert call("--out", str(copy), "--only", "03", *SHORT).returncode == 0
-    undisturbed, timed = (
-        pd.read_csv(copy / "train_log.csv"),
-        ["step_time", "peak_memory_gib"],
-    )
-    for log in (full, after):
-        assert log.drop(columns=timed).equals(
-            undisturbed[: len(log)].drop(columns=timed)
+
+    assert run_only("03", copy).returncode == 0
+    undisturbed, full, after = (
+        pd.read_csv(folder / "train_log.csv").drop(
+            columns=["step_time", "peak_memory_gib"]
         )
-    assert len(after) == 6
-    said = [
-        (folder / "trajectories.jsonl").read_text() for folder in (copy / "after", copy)
-    ]
-    assert said[0] == said[1]
+        for folder in (copy, copy / "full", copy / "after")
+    )
+    assert 0 < len(full) < len(after) == 6
+    assert full.equals(undisturbed[: len(full)])
+    assert after.equals(undisturbed)
+    trajectories = (copy / "trajectories.jsonl").read_text()
+    assert (copy / "after" / "trajectories.jsonl").read_text() == trajectories

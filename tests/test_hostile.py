@@ -1,5 +1,5 @@
-"""Text from outside, whatever it holds, stays text: no role, mask, turn or page
-changes, and no file runs."""
+"""Text from outside stays text: it changes no role, mask, turn or page, and runs no
+file."""
 
 import ast
 import html
@@ -12,17 +12,14 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from helpers import ANSWER, SEARCH, Shelf
+from helpers import ANSWER, SEARCH, TINY, Shelf, make_trainer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_trainer import TINY, make
-from transformers import AutoTokenizer
 
 from kr1_utils import (
     checks,
     corpus,
     files,
-    hub,
     memory,
     models,
     protocol,
@@ -33,7 +30,7 @@ from kr1_utils.agent import ScriptedEngine, rollout
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.files import REPO
 from kr1_utils.profiles import Limits
-from kr1_utils.protocol import ChatFormat
+from kr1_utils.protocol import MAX_TOKEN_CHARACTERS, TAGS, ChatFormat
 from kr1_utils.retriever import Retriever
 from kr1_utils.scoring import exact_match
 
@@ -137,24 +134,15 @@ WORDS = [" ", "Dara", " Kallas", " was born in ", "Merano", "東京", " żółć
 
 
 def special_tokens(tokenizer):
-    """Text -> id of every token that no text from outside may become: all but what our
-    tags need."""
+    """Text -> id of every token that is added to the vocabulary."""
     return {t.content: i for i, t in tokenizer.added_tokens_decoder.items()}
 
 
-def model_folders():
-    return {"tiny": REPO / "data" / "tiny-lm", "smollm2": models.locate(hub.SMOLLM2)}
-
-
-@pytest.fixture(scope="session", params=["tiny", "smollm2"])
+@pytest.fixture(scope="session", params=["tokenizer", "smollm2_tokenizer"])
 def lm_tokenizer(request):
     """Both real tokenizers in turn; SmolLM2's has special tokens that look like
     HTML."""
-    tokenizer = AutoTokenizer.from_pretrained(
-        model_folders()[request.param], trust_remote_code=False
-    )
-    tokenizer.clean_up_tokenization_spaces = False
-    return tokenizer
+    return request.getfixturevalue(request.param)
 
 
 SMOLLM2S = [
@@ -178,15 +166,13 @@ passages = st.lists(a_passage, max_size=4)
 def assert_roles_mask_and_turns(t, tokenizer, said):
     """A trajectory's ids hold as many starts and ends of messages as there are
     messages, and only ours."""
-    chat, special = ChatFormat.from_tokenizer(tokenizer), special_tokens(tokenizer)
-    ids, start, end = (
-        t.prompt_ids + t.completion_ids,
-        special["<|im_start|>"],
-        special["<|im_end|>"],
-    )
-    appended = (
-        len(t.turns) - 1
-    )  # user messages: an observation or a correction after every turn but the last
+    chat = ChatFormat.from_tokenizer(tokenizer)
+    special = special_tokens(tokenizer)
+    start = special["<|im_start|>"]
+    end = special["<|im_end|>"]
+    ids = t.prompt_ids + t.completion_ids
+    # User messages: an observation or a correction after every turn but the last.
+    appended = len(t.turns) - 1
     assert t.prompt_ids.count(start) == 3 and t.prompt_ids.count(end) == 2
     assert ids.count(start) == 3 + 2 * appended
     assert ids.count(end) == 2 + len(t.turns) + appended
@@ -197,19 +183,13 @@ def assert_roles_mask_and_turns(t, tokenizer, said):
     ]
     roles = [text.split("\n")[0] for text in after]
     assert roles == ["system", "user", "assistant"] + ["user", "assistant"] * appended
-    assert [i for i, m in zip(t.completion_ids, t.loss_mask, strict=True) if m] == sum(
-        said, []
-    )
+    masked = list(zip(t.completion_ids, t.loss_mask, strict=True))
+    assert [i for i, m in masked if m] == sum(said, [])
     checks.check_mask(t.completion_ids, t.loss_mask, tokenizer, chat)
     checks.check_batch([t.question["question"]], [t], LIMITS)
-    foreign = (
-        set(special.values())
-        - {start, end}
-        - {i for text, i in special.items() if text.strip("</>") in protocol.TAGS}
-    )
-    not_sampled = [
-        i for i, m in zip(t.completion_ids, t.loss_mask, strict=True) if not m
-    ]
+    of_our_tags = {i for text, i in special.items() if text.strip("</>") in TAGS}
+    foreign = set(special.values()) - {start, end} - of_our_tags
+    not_sampled = [i for i, m in masked if not m]
     assert not foreign & set(t.prompt_ids + not_sampled)
     text = tokenizer.decode(not_sampled)
     assert text.count("<context>\n") == text.count("\n</context>") == t.searches
@@ -232,7 +212,7 @@ def play(tokenizer, question, found, turns):
     t = rollout(
         engine, tokenizer, Shelf(found), [{"question": question}], LIMITS, SYSTEM
     )[0]
-    return t, [tokenizer(x, add_special_tokens=False)["input_ids"] for x in turns]
+    return t, [protocol.encode(tokenizer, turn) for turn in turns]
 
 
 @settings(max_examples=100)
@@ -267,12 +247,10 @@ def test_each_hostile_piece_alone(lm_tokenizer, text):
 def test_every_special_token_of_a_tokenizer_stays_text(lm_tokenizer):
     special = special_tokens(lm_tokenizer)
     for text in special:
-        content = protocol.escape_special_tokens(
-            lm_tokenizer, protocol.escape_tags(text * 2)
-        )
-        assert not set(special.values()) & set(
-            lm_tokenizer(content, add_special_tokens=False)["input_ids"]
-        )
+        escaped = protocol.escape_tags(text * 2)
+        content = protocol.escape_special_tokens(lm_tokenizer, escaped)
+        ids = protocol.encode(lm_tokenizer, content)
+        assert not set(special.values()) & set(ids)
 
 
 @pytest.mark.parametrize(
@@ -297,13 +275,14 @@ def test_real_model_keeps_roles_and_mask_among_hostile_text(tiny, chat, asked, f
                 said[tuple(ids)] = g.ids
             return out
 
-    for t in rollout(
-        Spy(), tiny[1], Shelf(found), [{"question": q} for q in asked], LIMITS, SYSTEM
-    ):
+    rows = [{"question": question} for question in asked]
+    for t in rollout(Spy(), tiny[1], Shelf(found), rows, LIMITS, SYSTEM):
+        conversation = t.prompt_ids + t.completion_ids
+        shortest_first = sorted(said.items(), key=lambda item: len(item[0]))
         written = [
-            g
-            for ids, g in sorted(said.items(), key=lambda x: len(x[0]))
-            if (t.prompt_ids + t.completion_ids)[: len(ids)] == list(ids)
+            turn
+            for ids, turn in shortest_first
+            if conversation[: len(ids)] == list(ids)
         ]
         assert_roles_mask_and_turns(t, tiny[1], written)
 
@@ -344,9 +323,8 @@ def test_a_question_of_a_megabyte_is_not_asked_and_fills_no_batch(tiny, chat, ki
     assert other.stop in ("answer", "no_answer", "truncated")
 
 
-def whole_observation(tokenizer, chat, found, limit):
-    """`observation_ids` looking at every word there is: as many from the beginning as
-    fit, one by one."""
+def observations_that_fit(tokenizer, chat, found, limit):
+    """What `observation_ids` may return: any number of whole words that fits."""
     words = protocol.render_context(found).split(" ")
     fits = [
         protocol.user_ids(
@@ -368,21 +346,15 @@ def whole_observation(tokenizer, chat, found, limit):
 def test_an_observation_is_one_of_whole_words_however_long_they_are(
     lm_tokenizer, words, limit
 ):
-    chat, found = (
-        ChatFormat.from_tokenizer(lm_tokenizer),
-        [{"title": "T", "text": " ".join(words)}],
-    )
+    chat = ChatFormat.from_tokenizer(lm_tokenizer)
+    found = [{"title": "T", "text": " ".join(words)}]
     ids = protocol.observation_ids(lm_tokenizer, chat, found, limit)
-    assert ids in whole_observation(lm_tokenizer, chat, found, limit)
+    assert ids in observations_that_fit(lm_tokenizer, chat, found, limit)
 
 
 def test_no_token_has_more_characters_than_an_observation_is_cut_by(lm_tokenizer):
-    assert (
-        max(
-            map(len, lm_tokenizer.batch_decode([[i] for i in range(len(lm_tokenizer))]))
-        )
-        <= 256
-    )
+    texts = lm_tokenizer.batch_decode([[i] for i in range(len(lm_tokenizer))])
+    assert max(len(text) for text in texts) <= MAX_TOKEN_CHARACTERS
 
 
 @settings(max_examples=30)
@@ -405,11 +377,10 @@ def test_hostile_rows_come_back_from_files_as_they_were(tmp_path, rows):
 @given(found=passages, queries=st.lists(hostile, min_size=1, max_size=4))
 @example(found=NASTY, queries=EVERYTHING)
 def test_hostile_passages_and_queries_go_through_an_index(tmp_path, found, queries):
+    empty = {"id": "z", "title": "", "text": ""}
     written = [
         p | {"text": f"{p['text']} Kallas{i}"}
-        for i, p in enumerate(
-            [*found, *found[:1], {"id": "z", "title": "", "text": ""}]
-        )
+        for i, p in enumerate([*found, *found[:1], empty])
     ]
     folder = tmp_path / "index"
     shutil.rmtree(folder, ignore_errors=True)
@@ -446,7 +417,7 @@ def test_a_training_run_writes_down_hostile_questions(tmp_path):
         {"id": c, "question": f"Q{c}?", "golden_answers": [c]}
         for c in CONTROL + TEMPLATE
     ]
-    make(tmp_path, {"train": asked}, Shelf()).train()
+    make_trainer(tmp_path, {"train": asked}, Shelf()).train()
     with (tmp_path / "trajectories.jsonl").open(
         encoding="utf-8", newline="\n"
     ) as lines:
@@ -491,7 +462,7 @@ def test_no_tag_or_attribute_but_ours_gets_onto_a_page(lm_tokenizer, question, f
             found,
             [SEARCH, f"<think> {utf8(question)}</think>{ANSWER}"],
         )
-        table = views.table_html([(question, 1)], (question,))
+        table = views.table_html([(question, 1)], (question, "number"))
         return t, [
             views.conversation_html(t, lm_tokenizer),
             views.microscope_html(t, lm_tokenizer),
@@ -509,18 +480,22 @@ def test_no_tag_or_attribute_but_ours_gets_onto_a_page(lm_tokenizer, question, f
         ("span", ("style", "title")),
         ("u", ("style", "title")),
         ("u", ()),
-        ("table", ()),
+        ("table", ("class",)),
+        ("thead", ()),
+        ("tbody", ()),
         ("tr", ()),
+        ("tr", ("style",)),
         ("th", ("style",)),
         ("td", ("style",)),
         ("table", ("style",)),
     }
     for markup in made:
         assert set(Page(markup).tags) <= ours
-        markup.encode()  # a page is saved as UTF-8
-    assert (
-        "\0" in question or "\r" in question or utf8(question) in html.unescape(made[2])
-    )
+        # A page is saved as UTF-8.
+        markup.encode()
+    # A page shows no blanks at the ends of a cell, and HTML has no place for these two.
+    if "\0" not in question and "\r" not in question:
+        assert utf8(question).strip() in html.unescape(made[2])
     tokens = len(trajectory.prompt_ids + trajectory.completion_ids)
     assert sum(names == ("style", "title") for _, names in Page(made[1]).tags) == tokens
 
@@ -597,23 +572,22 @@ def test_code_in_a_model_folder_is_not_run(tmp_path):
 def test_a_pickle_in_a_checkpoint_is_not_run_when_training_goes_on(
     trap, tmp_path, questions, name
 ):
-    run = make(tmp_path, questions, Shelf())
+    run = make_trainer(tmp_path, questions, Shelf())
     run.train()
     checkpoint = next((tmp_path / "state").glob("checkpoint-*"))
     assert (checkpoint / name).is_file()
     torch.save({"x": trap}, checkpoint / name)
-    longer = replace(
-        TINY, grpo=TINY.grpo | {"max_steps": 4}
-    )  # a finished run would not read them all
+    # A run that is finished would not read them all.
+    longer = replace(TINY, grpo=TINY.grpo | {"max_steps": 4})
     with pytest.raises(pickle.UnpicklingError):
-        make(tmp_path, questions, Shelf(), longer).train(
+        make_trainer(tmp_path, questions, Shelf(), longer).train(
             resume_from_checkpoint=str(checkpoint)
         )
 
 
 def our_sources():
-    """(name, code) of the package, of data/ and of every notebook's code cells."""
-    for file in sorted([*REPO.glob("kr1_utils/**/*.py"), *REPO.glob("data/*.py")]):
+    """(name, code) of the package and of every notebook's code cells."""
+    for file in sorted(REPO.glob("kr1_utils/**/*.py")):
         yield file.name, file.read_text(encoding="utf-8")
     for file in sorted(REPO.glob("notebooks/*.ipynb")):
         for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
@@ -621,7 +595,22 @@ def our_sources():
                 yield file.name, "".join(cell["source"])
 
 
+RUN_WHAT_THEY_LOAD = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
 UNSAFE = {"trust_remote_code": "True", "allow_pickle": "True", "weights_only": "False"}
+
+
+def wanted_flags(name):
+    """The flags that a call of this name must have."""
+    if name in ("np.load", "numpy.load"):
+        return {"allow_pickle": "False"}
+    if name == "torch.load":
+        return {"weights_only": "True"}
+    # PEFT's has no such argument.
+    if not name.endswith(".from_pretrained") or "Peft" in name:
+        return {}
+    if "Model" in name:
+        return {"trust_remote_code": "False", "weights_only": "True"}
+    return {"trust_remote_code": "False"}
 
 
 def missing_flags(code):
@@ -630,31 +619,17 @@ def missing_flags(code):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = {getattr(node, "module", None), *(a.name for a in node.names)}
-            missing += [
-                f"import {n}"
-                for n in names & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
-            ]
+            missing += [f"import {name}" for name in names & RUN_WHAT_THEY_LOAD]
         if not isinstance(node, ast.Call):
             continue
-        name, given = (
-            ast.unparse(node.func),
-            {k.arg: ast.unparse(k.value) for k in node.keywords},
-        )
-        wanted = {}
-        if name in ("np.load", "numpy.load"):
-            wanted = {"allow_pickle": "False"}
-        elif name == "torch.load":
-            wanted = {"weights_only": "True"}
-        elif (
-            name.endswith(".from_pretrained") and "Peft" not in name
-        ):  # it has no such argument
-            wanted = {"trust_remote_code": "False"} | (
-                {"weights_only": "True"} if "Model" in name else {}
-            )
-        elif name in ("joblib.load", "pd.read_pickle", "pandas.read_pickle"):
+        name = ast.unparse(node.func)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        if name in ("joblib.load", "pd.read_pickle", "pandas.read_pickle"):
             missing.append(name)
         missing += [
-            f"{name} without {k}={v}" for k, v in wanted.items() if given.get(k) != v
+            f"{name} without {k}={v}"
+            for k, v in wanted_flags(name).items()
+            if given.get(k) != v
         ]
         missing += [
             f"{name} with {k}={v}" for k, v in UNSAFE.items() if given.get(k) == v

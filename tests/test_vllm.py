@@ -1,5 +1,4 @@
-"""Real vLLM, its CPU build, in the environment that tests/vllm_env.sh makes: `-m
-vllm`."""
+"""Real vLLM, its CPU build, in the environment of tests/vllm_env.sh: `-m vllm`."""
 
 import os
 import socket
@@ -9,6 +8,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from helpers import gap_of_two_best
 from trl.generation.vllm_client import VLLMClient
 
 from kr1_utils import corpus, hub, models, trainer
@@ -36,23 +36,15 @@ def little_memory():
         yield
 
 
-def first_gap(model, prompt, one, other):
-    """The difference of the two best logits where two continuations of `prompt`
-    part."""
-    same = next(i for i, (a, b) in enumerate(zip(one, other)) if a != b)
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + one[:same]])).logits[0, -1]
-    best = logits.topk(2).values
-    return (best[0] - best[1]).item()
-
-
 def same_conversations(
     model, tokenizer, retriever, questions, limits, system_prompt, folder
 ):
     """Lead greedy conversations with both engines: those that part must part at a tie.
 
-    Returns: (how many are the same token for token, vLLM's trajectories, tokens
-    computed / floor)"""
+    Returns:
+        how many are the same token for token, vLLM's trajectories, and the tokens that
+        vLLM computed as a multiple of the floor.
+    """
     chat = ChatFormat.from_tokenizer(tokenizer)
     vllm = VLLMEngine.open(
         str(folder),
@@ -72,10 +64,10 @@ def same_conversations(
     )
     for a, b in zip(ours, theirs):
         if a.completion_ids != b.completion_ids:
-            assert (
-                first_gap(model, a.prompt_ids, a.completion_ids, b.completion_ids)
-                < 1e-3
+            gap = gap_of_two_best(
+                model, a.prompt_ids, a.completion_ids, b.completion_ids
             )
+            assert gap < 1e-3
     floor = sum(len(t.prompt_ids) + len(t.completion_ids) for t in theirs)
     assert all(len(t.logprobs) == len(t.completion_ids) for t in theirs)
     assert all(lp <= 0 for t in theirs for lp in t.logprobs)
@@ -180,7 +172,8 @@ def server(tmp_path_factory):
 
 def test_a_server_leads_the_same_conversations(server, tiny, retriever, questions):
     model, tokenizer = tiny
-    profile, end = resolve("tiny"), ChatFormat.from_tokenizer(tokenizer).end_of_turn
+    profile = resolve("tiny")
+    end = ChatFormat.from_tokenizer(tokenizer).end_of_turn
     asked = (
         tokenizer,
         retriever,
@@ -240,11 +233,10 @@ class Watched(trainer.KnowledgeGRPOTrainer):
 
 @pytest.fixture(scope="module")
 def trained(questions, retriever, tmp_path_factory):
-    """(trainer after 3 steps, what vLLM was told to do, generate calls a step)."""
+    """(trainer after 3 steps, what vLLM was told to do)."""
     folder = tmp_path_factory.mktemp("vllm")
-    profile = resolve(
-        "tiny", dict(max_steps=3, per_device_train_batch_size=32, warmup_steps=0)
-    )
+    changes = {"max_steps": 3, "per_device_train_batch_size": 32, "warmup_steps": 0}
+    profile = resolve("tiny", changes)
     model, tokenizer = models.load("data/tiny-lm")
     config = trainer.grpo_config(
         profile,
@@ -267,19 +259,31 @@ def trained(questions, retriever, tmp_path_factory):
         peft_config=models.lora_config(profile),
         train_dataset=corpus.training_set(questions["train"][:200]),
     )
-    vllm, told = run.vllm_generation, []
-    # A CPU has no sleep mode: stand-ins note when it would sleep and wake.
-    vllm.enable_sleep_mode, vllm._llm_weights_sleeping = True, True
+    vllm = run.vllm_generation
+    told = []
+    push = vllm.sync_weights
+    generate = vllm.llm.generate
+
+    def push_and_tell():
+        told.append("push")
+        push()
+
+    def generate_and_tell(*args, **kwargs):
+        told.append("generate")
+        return generate(*args, **kwargs)
+
+    # A CPU has no sleep mode: note when vLLM would sleep and wake.
+    vllm.enable_sleep_mode = True
+    vllm._llm_weights_sleeping = True
     vllm.llm.wake_up = lambda tags: told.append(f"wake {tags[0]}")
     vllm.llm.sleep = lambda level: told.append("sleep")
-    push, generate = vllm.sync_weights, vllm.llm.generate
-    vllm.sync_weights = lambda: (told.append("push"), push())
-    vllm.llm.generate = lambda *a, **k: (told.append("generate"), generate(*a, **k))[1]
+    vllm.sync_weights = push_and_tell
+    vllm.llm.generate = generate_and_tell
     run.train()
     return run, told
 
 
-def test_weights_are_pushed_once_a_rollout_whatever_its_turns(trained):
+def test_weights_are_pushed_once_per_rollout_whatever_its_turns(trained):
     run, told = trained
     steps = " ".join(told).split("sleep")[:-1]
     assert len(steps) == told.count("push") == run.state.global_step == 3
@@ -301,14 +305,16 @@ def test_vllm_and_a_bfloat16_model_do_not_drift_apart_over_20_pushes(
     run, _ = trained
     run.model.to(torch.bfloat16)
     base = {n: p.clone() for n, p in run.model.named_parameters() if "lora_" not in n}
-    asked, gaps = questions["test"][:16], []
+    asked = questions["test"][:16]
+    gaps = []
     for _ in range(20):
         with torch.no_grad():
             for name, parameter in run.model.named_parameters():
-                if "lora_B" in name:  # a new adapter, as after an optimizer step
+                # A new adapter, as after an optimizer step.
+                if "lora_B" in name:
                     parameter.add_(torch.randn_like(parameter) * 1e-3)
         run.vllm_generation.sync_weights()
-        with run._engine() as engine:
+        with run.engine() as engine:
             made = rollout(
                 engine,
                 run.processing_class,

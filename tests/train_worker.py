@@ -1,11 +1,12 @@
-"""Launched by Accelerate, or alone, in test_processes.py: three training steps on the
-same 16 rows a step.
+"""Launched by Accelerate, or alone, in test_several_processes.py: three training steps
+on the same 16 rows per step.
 
 Usage: train_worker.py FOLDER MODE. "record" samples, and keeps the rollouts in
 FOLDER/rollouts.pkl; "replay" takes them from there; "ragged" has one process's
 conversations end after one turn, the other's after six; "uneven" samples them from the
 model, and lets the first process's have one turn; "server" does so on the vLLM server
-at $SERVER, which gets no new weights: that takes GPUs, so the learning rate is 0."""
+at $SERVER, which gets no new weights: that takes GPUs, so the learning rate is 0.
+$HOW names the file of settings it was launched with; without one it is alone."""
 
 import copy
 import os
@@ -23,13 +24,17 @@ from helpers import ANSWER, SEARCH
 from torch.distributed.fsdp import FSDPModule
 from transformers import set_seed
 
-from kr1_utils import alarms, corpus, models, trainer
+from kr1_utils import corpus, models
 from kr1_utils.agent import ScriptedEngine
+from kr1_utils.alarms import CollapseAlarms
 from kr1_utils.files import REPO
-from kr1_utils.profiles import resolve
+from kr1_utils.profiles import Profile, resolve
 from kr1_utils.retriever import Retriever
+from kr1_utils.trainer import KnowledgeGRPOTrainer, grpo_config
 
-ROWS, STEPS = 16, 3
+ROWS = 16
+STEPS = 3
+HOW = os.environ.get("HOW", "alone")
 
 
 def spread_on_cpu() -> None:
@@ -45,39 +50,49 @@ def without_weights() -> list[int]:
     from trl.generation.vllm_client import VLLMClient
 
     pushed = []
+
+    def update_named_params(self, names, weights):
+        pushed.append(len(list(weights)))
+
     VLLMClient.init_communicator = lambda *_, **__: None
-    VLLMClient.update_named_params = lambda self, names, weights: pushed.append(
-        len(list(weights))
-    )
+    VLLMClient.update_named_params = update_named_params
     return pushed
 
 
 def sampled_length(trajectory, **_):
     """A reward that differs within nearly every group, so that there is a gradient."""
-    return [t.sampled_length / 10 for t in trajectory]
+    return [one.sampled_length / 10 for one in trajectory]
 
 
-class Recorder(trainer.KnowledgeGRPOTrainer):
+class Recorder(KnowledgeGRPOTrainer):
     """Keeps all rollouts by step and question."""
 
     kept: dict = defaultdict(lambda: defaultdict(list))
 
     @staticmethod
-    def run_agent(prompts, self):
-        made = trainer.KnowledgeGRPOTrainer.run_agent(prompts, self)
-        for prompt, t in zip(prompts, made["trajectory"], strict=True):
-            self.kept[self.state.global_step][prompt].append(copy.deepcopy(t))
+    def run_agent(prompts, trainer):
+        made = KnowledgeGRPOTrainer.run_agent(prompts, trainer)
+        step = trainer.state.global_step
+        for prompt, trajectory in zip(prompts, made["trajectory"], strict=True):
+            trainer.kept[step][prompt].append(copy.deepcopy(trajectory))
         return made
 
+    def save(self, file: Path) -> None:
+        kept = {step: dict(by_question) for step, by_question in self.kept.items()}
+        file.write_bytes(pickle.dumps(kept))
 
-class Player(trainer.KnowledgeGRPOTrainer):
+
+class Player(KnowledgeGRPOTrainer):
     """Plays recorded rollouts; each process the ones of its own questions."""
 
+    kept: dict = {}
+
     @staticmethod
-    def run_agent(prompts, self):
-        left = {q: list(ts) for q, ts in self.kept[self.state.global_step].items()}
+    def run_agent(prompts, trainer):
+        kept = trainer.kept[trainer.state.global_step]
+        left = {question: list(made) for question, made in kept.items()}
         trajectories = [left[prompt].pop(0) for prompt in prompts]
-        self._record(trajectories)
+        trainer.record(trajectories)
         return {
             "prompt_ids": [t.prompt_ids for t in trajectories],
             "logprobs": None,
@@ -87,60 +102,64 @@ class Player(trainer.KnowledgeGRPOTrainer):
         }
 
 
-class Ragged(trainer.KnowledgeGRPOTrainer):
+class Ragged(KnowledgeGRPOTrainer):
     """The first process answers at once, the other one searches as long as it may."""
 
     @contextmanager
-    def _engine(self):
-        first = self.accelerator.is_main_process
-        script = [ANSWER] if first else [*[SEARCH] * self.limits.max_turns, ANSWER]
-        yield ScriptedEngine(
-            self.processing_class, dict.fromkeys(self.train_dataset["prompt"], script)
-        )
+    def engine(self):
+        script = [ANSWER]
+        if not self.accelerator.is_main_process:
+            script = [*[SEARCH] * self.limits.max_turns, ANSWER]
+        scripts = dict.fromkeys(self.train_dataset["prompt"], script)
+        yield ScriptedEngine(self.processing_class, scripts)
 
 
-def main(folder: Path, mode: str) -> None:
+KINDS = {"record": Recorder, "replay": Player, "ragged": Ragged}
+
+
+def tiny_profile() -> Profile:
+    """The tiny profile, so short that three steps take seconds."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    profile = resolve(
-        "tiny",
-        dict(
-            max_steps=STEPS,
-            per_device_train_batch_size=ROWS // processes,
-            num_generations=4,
-            warmup_steps=0,
-            save_steps=99,
-            learning_rate=5e-4,
-        ),
-    )
-    how = os.environ.get("HOW", "alone")
-    out = folder / f"{mode}_{how}"
+    changes = {
+        "max_steps": STEPS,
+        "per_device_train_batch_size": ROWS // processes,
+        "num_generations": 4,
+        "warmup_steps": 0,
+        "save_steps": 99,
+        "learning_rate": 5e-4,
+    }
+    return resolve("tiny", changes)
+
+
+def make_trainer(mode: str, out: Path) -> KnowledgeGRPOTrainer:
+    """The trainer of this mode, with the first questions of the shipped world."""
+    profile = tiny_profile()
     set_seed(1)
     model, tokenizer = models.load(profile.model)
-    passages = corpus.load_passages(REPO / "data" / "miniwiki" / "passages.jsonl")
-    questions = corpus.load_questions(REPO / "data" / "miniwiki" / "train.jsonl")[:40]
-    kind = {"record": Recorder, "replay": Player, "ragged": Ragged}.get(
-        mode, trainer.KnowledgeGRPOTrainer
-    )
-    spread = how not in ("alone", "ddp")
+    world = REPO / "data" / "miniwiki"
+    passages = corpus.load_passages(world / "passages.jsonl")
+    questions = corpus.load_questions(world / "train.jsonl")[:40]
+    spread = HOW not in ("alone", "ddp")
     if spread:
         spread_on_cpu()
-    served = (
-        dict(
-            use_vllm=True,
-            vllm_mode="server",
-            vllm_server_base_url=os.environ["SERVER"],
-            learning_rate=0.0,
-        )
-        if mode == "server"
-        else {}
-    )
-    pushed = without_weights() if mode == "server" else []
-    config = trainer.grpo_config(
-        profile, 42, out / "state", reward_weights=[1.0], use_cpu=not spread, **served
-    )
-    run = kind(
+    served = {}
+    if mode == "server":
+        served = {
+            "use_vllm": True,
+            "vllm_mode": "server",
+            "vllm_server_base_url": os.environ["SERVER"],
+            "learning_rate": 0.0,
+        }
+    trainer = KINDS.get(mode, KnowledgeGRPOTrainer)(
         model,
-        args=config,
+        args=grpo_config(
+            profile,
+            42,
+            out / "state",
+            reward_weights=[1.0],
+            use_cpu=not spread,
+            **served,
+        ),
         processing_class=tokenizer,
         train_dataset=corpus.training_set(questions),
         retriever=Retriever.build(passages),
@@ -150,34 +169,46 @@ def main(folder: Path, mode: str) -> None:
         peft_config=models.lora_config(profile),
         reward_funcs=[sampled_length],
     )
+    if mode in ("uneven", "server") and trainer.accelerator.is_main_process:
+        trainer.limits = replace(trainer.limits, max_turns=0)
+    # They make collective calls, too.
+    trainer.add_callback(CollapseAlarms(trainer, out))
+    return trainer
+
+
+def check_server(trainer: KnowledgeGRPOTrainer, pushed: list[int]) -> None:
+    """The first process pushed all weights at every step, and the server's
+    log-probabilities are the model's."""
+    if trainer.accelerator.is_main_process:
+        assert len(pushed) == STEPS
+        assert len(set(pushed)) == 1
+    else:
+        assert pushed == []
+    gaps = [
+        row["sampling/sampling_logp_difference/mean"]
+        for row in trainer.state.log_history[:STEPS]
+    ]
+    assert max(gaps) < 0.01, gaps
+
+
+def main(folder: Path, mode: str) -> None:
+    out = folder / f"{mode}_{HOW}"
+    pushed = without_weights() if mode == "server" else []
+    trainer = make_trainer(mode, out)
     if mode == "replay":
-        run.kept = pickle.loads((folder / "rollouts.pkl").read_bytes())
-    if mode in ("uneven", "server") and run.accelerator.is_main_process:
-        run.limits = replace(run.limits, max_turns=0)
-    run.add_callback(alarms.CollapseAlarms(run, out))  # it makes collective calls, too
-    run.train()
-    assert any(isinstance(m, FSDPModule) for m in run.model.modules()) == (
-        how == "fsdp"
-    )
+        trainer.kept = pickle.loads((folder / "rollouts.pkl").read_bytes())
+    trainer.train()
+    spread = any(isinstance(module, FSDPModule) for module in trainer.model.modules())
+    assert spread == (HOW == "fsdp")
     if mode == "record":
-        kept = {step: dict(by_question) for step, by_question in run.kept.items()}
-        (folder / "rollouts.pkl").write_bytes(pickle.dumps(kept))
+        trainer.save(folder / "rollouts.pkl")
     if mode == "server":
-        first = run.accelerator.is_main_process
-        assert (
-            len(set(pushed)) == first and len(pushed) == STEPS * first
-        )  # all weights, by the first process
-        gaps = [
-            r["sampling/sampling_logp_difference/mean"]
-            for r in run.state.log_history[:STEPS]
-        ]
-        assert max(gaps) < 0.01, gaps  # the server's log-probabilities are the model's
-    weights = run.accelerator.get_state_dict(run.model_wrapped)
-    run.accelerator.end_training()
-    if run.accelerator.is_main_process:
-        torch.save(
-            {n: w for n, w in weights.items() if "lora" in n}, out / "weights.pt"
-        )
+        check_server(trainer, pushed)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    trainer.accelerator.end_training()
+    if trainer.accelerator.is_main_process:
+        lora = {name: weight for name, weight in weights.items() if "lora" in name}
+        torch.save(lora, out / "weights.pt")
 
 
 if __name__ == "__main__":

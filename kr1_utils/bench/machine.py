@@ -3,11 +3,12 @@
 import os
 import platform
 
-import torch
-
 
 def machine_name() -> str:
-    """What these figures were measured on."""
+    """The GPU, or the CPU and how many of its cores this process may use."""
+    # Not at the top: an engine that is measured must not hold torch, see retrieval.py.
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU {platform.machine()}, {len(os.sched_getaffinity(0))} cores"

@@ -1,227 +1,249 @@
-"""Owns the measurement of BM25 engines: building an index, and searching it."""
+"""Owns the measurement of BM25 engines: building an index, and searching it.
 
+Each engine runs in a process of its own, one after the other, and its memory is watched
+from outside: `python -m kr1_utils.bench.retrieval ENGINE FILE FOLDER COUNT`.
+`python -m kr1_utils.bench.retrieval index N …` prints the rows of index_memory.csv.
+"""
+
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-import bm25s
 import numpy as np
-import psutil
-import Stemmer
 from bm25s.stopwords import STOPWORDS_EN
 
-from kr1_utils.bench.made_up import passages
+from kr1_utils.bench import made_up
+from kr1_utils.bench.bm25_engines import ENGINES, Search
+from kr1_utils.bench.machine import machine_name
 from kr1_utils.corpus import read_passages
-from kr1_utils.retriever.manifest import BM25
-from kr1_utils.retriever.search import Retriever
+from kr1_utils.extras import missing
 
-K, BATCHES, QUERIES = 10, (1, 64, 512), 512
+try:
+    import psutil
+except ImportError:
+    psutil = missing("bench")
 
+QUERIES = 512
+BATCH_SIZES = (1, 64, 512)
 
-def questions(file: Path) -> list[str]:
-    """Some words of a passage, as many as a question has beside those of the stop
-    list."""
-    random = np.random.default_rng(1)
-    texts = [
-        text
-        for p in islice(read_passages(file), 20_000)
-        if len(
-            text := [
-                w for w in p["text"].split() if w.strip(",").lower() not in STOPWORDS_EN
-            ]
-        )
-        > 6
-    ]
-    return [
-        " ".join(random.choice(texts[i], 6))
-        for i in random.choice(len(texts), QUERIES, replace=len(texts) < QUERIES)
-    ]
+# A batch size is measured for at most this long, and for one batch at least.
+SECONDS_PER_BATCH_SIZE = 10
 
+WORDS_PER_QUERY = 6
 
-def ours(file: Path, folder: Path):
-    found = Retriever.build(file, folder)
-    return lambda queries: found.search(queries, K)
+# Queries are words of passages among these first ones.
+PASSAGES_TO_ASK_ABOUT = 20_000
+
+# The engine that the others' results are compared with.
+STANDARD = "bm25s_plain"
+
+# Of a process's memory.
+SECONDS_BETWEEN_LOOKS = 0.05
+
+MIB = 2**20
+INDEX_COLUMNS = ("passages", "passages_per_second", "peak_mib", "disk_mib")
 
 
-def bm25s_plain(file: Path, folder: Path, backend: str = "numba"):
-    corpus, stemmer = list(read_passages(file)), Stemmer.Stemmer("english")
-    index, texts = (
-        bm25s.BM25(**BM25, backend=backend),
-        [f"{p['title']} {p['text']}" for p in corpus],
-    )
-    tokens = bm25s.tokenize(texts, stopwords="en", stemmer=stemmer, show_progress=False)
-    index.index(tokens, show_progress=False)
-    index.save(folder, corpus=corpus)
-    threads = len(os.sched_getaffinity(0))
-
-    def search(queries):
-        asked = bm25s.tokenize(
-            queries,
-            stopwords="en",
-            stemmer=stemmer,
-            return_ids=False,
-            show_progress=False,
-        )
-        return index.retrieve(
-            asked,
-            corpus,
-            K,
-            n_threads=threads if len(asked) > 1 else 0,
-            show_progress=False,
-            return_as="documents",
-        )
-
-    return search
+def measure(arguments):
+    """The table of `kr1 bench retrieval`, see `measure_engines`."""
+    return measure_engines(arguments.passages, arguments.corpus)
 
 
-def bm25s_one_by_one(file: Path, folder: Path):
-    """As the original called it: plain NumPy, one call a query, whatever the batch."""
-    search = bm25s_plain(file, folder, "numpy")
-    return lambda queries: [
-        search([q])[0] for q in queries[:32]
-    ]  # it takes too long for more
+def measure_engines(count: int, file: Path | None = None):
+    """Every engine on the same passages and queries.
+
+    Args:
+        count: how many passages at most.
+        file: takes them from this file; None makes them up.
+
+    Returns:
+        a DataFrame, one row per engine: `passages`, `way`, `passages_per_second`
+        (indexed), `disk_mib`, `peak_mib` (of memory), `top10_agreement` with bm25s,
+        `queries_per_second_…` for each batch size, `machine`.
+
+    Raises:
+        ValueError: for no passages.
+        ImportError: if a library of the extra [bench] is missing.
+        RuntimeError: if an engine's process fails.
+    """
+    # Not at the top: it would be counted as every engine's memory.
+    import pandas as pd
+
+    if count < 1:
+        raise ValueError(f"--passages must be at least 1, not {count}.")
+    check_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder, "passages.jsonl")
+        passages = read_passages(file) if file else made_up.passages(count)
+        written = write_corpus(islice(passages, count), corpus)
+        measured = {way: run_apart(way, corpus, written) for way in ENGINES}
+    standard = measured[STANDARD]["top"]
+    rows = []
+    for way, result in measured.items():
+        row = {
+            "passages": written,
+            "way": way,
+            "passages_per_second": result["passages_per_second"],
+            "disk_mib": result["disk_mib"],
+            "peak_mib": result["peak_mib"],
+            "top10_agreement": agreement(result["top"], standard),
+        }
+        for size, speed in result["queries_per_second"].items():
+            row[f"queries_per_second_{size}"] = speed
+        rows.append(row)
+    return pd.DataFrame(rows).assign(machine=machine_name())
 
 
-def tantivy(file: Path, folder: Path):
-    import tantivy
-
-    schema = (
-        tantivy.SchemaBuilder()
-        .add_text_field("id", stored=True, tokenizer_name="raw")
-        .add_text_field("text", stored=True, tokenizer_name="en_stem")
-        .build()
-    )
-    folder.mkdir()
-    index = tantivy.Index(schema, str(folder))
-    writer = index.writer(
-        heap_size=512 * 2**20, num_threads=len(os.sched_getaffinity(0))
-    )
-    for p in read_passages(file):
-        writer.add_document(
-            tantivy.Document(id=p["id"], text=f"{p['title']} {p['text']}")
-        )
-    writer.commit()
-    writer.wait_merging_threads()
-    index.reload()
-    searcher, threads = (
-        index.searcher(),
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))),
-    )
-
-    def one(query: str) -> list[dict]:
-        found = searcher.search(index.parse_query(query, ["text"]), K).hits
-        return [
-            {"id": (passage := searcher.doc(at))["id"][0], "text": passage["text"][0]}
-            for _, at in found
-        ]
-
-    return lambda queries: (
-        list(threads.map(one, queries)) if len(queries) > 1 else [one(queries[0])]
-    )
+def check_libraries() -> None:
+    """Refuse before the first engine what would stop at the last one."""
+    for library in ("psutil", "tantivy"):
+        if importlib.util.find_spec(library) is None:
+            raise ImportError(missing("bench").sentence)
 
 
-ENGINES = {f.__name__: f for f in (bm25s_one_by_one, bm25s_plain, ours, tantivy)}
+def index_memory(counts: list[int]) -> Iterator[dict]:
+    """What our index of made-up passages takes, one row for each number of them."""
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            corpus = Path(folder, "passages.jsonl")
+            write_corpus(made_up.passages(count), corpus)
+            yield {"passages": count, **run_apart("ours", corpus, count)}
 
 
-def measure(engine: str, file: Path, folder: Path, count: int) -> dict:
-    """One engine, in this process."""
-    asked, start = questions(file), time.perf_counter()
-    search = ENGINES[engine](file, folder)
-    result = {
-        "passages_per_second": count / (time.perf_counter() - start),
-        "queries_per_second": {},
-    }
-    search(asked[:8]), search(asked[:1])  # what compiles, compiles now
-    for size in BATCHES:
-        start, answered, top = time.perf_counter(), 0, []
-        while answered < QUERIES and (
-            answered == 0 or time.perf_counter() - start < 10
-        ):
-            found = search(asked[answered : answered + size])
-            answered += len(found)
-            top += [[int(p["id"]) for p in passages] for passages in found]
-        result["queries_per_second"][str(size)] = answered / (
-            time.perf_counter() - start
-        )
-    return result | {
-        "top": top,
-        "disk_mib": sum(f.stat().st_size for f in folder.rglob("*")) / 2**20,
-    }
+def write_corpus(passages: Iterable[dict], file: Path) -> int:
+    """Write passages with ids from "0"; returns how many."""
+    count = 0
+    with file.open("w") as out:
+        for passage in passages:
+            out.write(json.dumps({**passage, "id": str(count)}) + "\n")
+            count += 1
+    return count
 
 
-def anonymous_mib(process: psutil.Process) -> float:
-    """Memory that is no file's, of a process and its children: index pages that are
-    shared do not count."""
+def agreement(found: list[list[int]], standard: list[list[int]]) -> float:
+    """The mean share of the standard's passages that were found too, over the queries
+    that both answered."""
+    shares = []
+    for theirs, best in zip(found, standard):
+        shares.append(len(set(theirs) & set(best)) / max(len(best), 1))
+    return float(np.mean(shares))
+
+
+def run_apart(engine: str, file: Path, count: int) -> dict:
+    """`measure_engine` in a process of its own, with its `peak_mib`."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        index = Path(folder, "index")
+        said = Path(folder, "measured.json")
+        command = [sys.executable, "-m", "kr1_utils.bench.retrieval", engine]
+        command += [str(file), str(index), str(count)]
+        peak = 0.0
+        with said.open("w") as out, subprocess.Popen(command, stdout=out) as process:
+            while process.poll() is None:
+                peak = max(peak, anonymous_mib(process.pid))
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        if process.returncode:
+            raise RuntimeError(f"{engine} ended with status {process.returncode}.")
+        result = json.loads(said.read_text().splitlines()[-1])
+    return result | {"peak_mib": peak}
+
+
+def anonymous_mib(process_id: int) -> float:
+    """Memory that is no file's, of a process and its children: pages of an index that
+    processes share do not count."""
+    try:
+        process = psutil.Process(process_id)
+        processes = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0.0
     total = 0.0
-    for p in [process, *process.children(recursive=True)]:
+    for process in processes:
         try:
-            status = Path(f"/proc/{p.pid}/status").read_text()
+            status = Path(f"/proc/{process.pid}/status").read_text()
             total += int(status.split("RssAnon:")[1].split()[0]) / 1024
-        except (OSError, IndexError):  # it has just ended
-            pass
+        except (OSError, IndexError):
+            # It has just ended.
+            continue
     return total
 
 
-def apart(engine: str, file: Path, count: int) -> dict:
-    """One engine in a process of its own, with its peak memory."""
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        command = [
-            sys.executable,
-            __file__,
-            engine,
-            str(file),
-            str(Path(folder, "index")),
-            str(count),
+def measure_engine(engine: str, file: Path, folder: Path, count: int) -> dict:
+    """One engine, in this process.
+
+    Args:
+        file: `count` passages.
+        folder: for the index; it must not exist yet.
+
+    Returns:
+        `passages_per_second`, `disk_mib`, `queries_per_second` by batch size, and
+        `top`: the ids found for each query.
+    """
+    queries = make_queries(file)
+    start = time.perf_counter()
+    search = ENGINES[engine](file, folder)
+    seconds = time.perf_counter() - start
+    # What compiles at its first call compiles now.
+    search(queries[:8])
+    search(queries[:1])
+    speeds = {}
+    top = []
+    for size in BATCH_SIZES:
+        speeds[str(size)], top = measure_search(search, queries, size)
+    return {
+        "passages_per_second": count / seconds,
+        "queries_per_second": speeds,
+        "top": top,
+        "disk_mib": sum(f.stat().st_size for f in folder.rglob("*")) / MIB,
+    }
+
+
+def measure_search(
+    search: Search, queries: list[str], size: int
+) -> tuple[float, list[list[int]]]:
+    """Queries a second in batches of `size`, and the ids found for each query."""
+    top: list[list[int]] = []
+    start = time.perf_counter()
+    while len(top) < len(queries):
+        found = search(queries[len(top) : len(top) + size])
+        for passages in found:
+            top.append([int(passage["id"]) for passage in passages])
+        if time.perf_counter() - start >= SECONDS_PER_BATCH_SIZE:
+            break
+    return len(top) / (time.perf_counter() - start), top
+
+
+def make_queries(file: Path) -> list[str]:
+    """Some words of a passage each: as many as a question has beside stop words."""
+    random = np.random.default_rng(1)
+    texts = []
+    for passage in islice(read_passages(file), PASSAGES_TO_ASK_ABOUT):
+        words = [
+            word
+            for word in passage["text"].split()
+            if word.strip(",").lower() not in STOPWORDS_EN
         ]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        peak, watched = [0.0], psutil.Process(process.pid)
-
-        def watch():
-            while process.poll() is None:
-                try:
-                    peak[0] = max(peak[0], anonymous_mib(watched))
-                except psutil.NoSuchProcess:
-                    return
-                time.sleep(0.05)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        said = process.communicate()[0]
-        watcher.join()
-        if process.returncode:
-            raise RuntimeError(f"{engine} ended with status {process.returncode}.")
-        return json.loads(said.splitlines()[-1]) | {"peak_mib": peak[0]}
+        if len(words) > WORDS_PER_QUERY:
+            texts.append(words)
+    numbers = random.choice(len(texts), QUERIES, replace=len(texts) < QUERIES)
+    return [" ".join(random.choice(texts[n], WORDS_PER_QUERY)) for n in numbers]
 
 
-def main(args) -> tuple[dict, dict]:
-    """What was run, and what came out, for the command line of kr1_utils.bench."""
-    return retrieval(args.passages, args.corpus)
+def main(words: list[str]) -> None:
+    """Measure one engine and print JSON; or index made-up passages and print CSV."""
+    if words[0] == "index":
+        print(*INDEX_COLUMNS, sep=",")
+        for row in index_memory([int(count) for count in words[1:]]):
+            rounded = [round(row[column]) for column in INDEX_COLUMNS]
+            print(*rounded, sep=",", flush=True)
+        return
+    engine, file, folder, count = words
+    print(json.dumps(measure_engine(engine, Path(file), Path(folder), int(count))))
 
 
-def retrieval(count: int, file: Path | None = None) -> tuple[dict, dict]:
-    """How many passages, and {engine: what was measured}: of made-up ones, or the first
-    of a file's."""
-    with tempfile.TemporaryDirectory() as folder:
-        corpus = Path(folder, "passages.jsonl")
-        with corpus.open("w") as out:
-            made = islice(read_passages(file), count) if file else passages(count)
-            written = sum(
-                bool(out.write(json.dumps({**p, "id": str(n)}) + "\n"))
-                for n, p in enumerate(made)
-            )
-        engines = {name: apart(name, corpus, written) for name in ENGINES}
-    best = engines["bm25s_plain"]["top"]
-    for row in engines.values():
-        same = [
-            len({*ours} & {*theirs}) / max(len(theirs), 1)
-            for ours, theirs in zip(row.pop("top"), best)
-        ]
-        row["top10_agreement"] = float(np.mean(same))
-    return {"passages": written}, engines
+if __name__ == "__main__":
+    main(sys.argv[1:])

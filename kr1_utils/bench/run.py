@@ -3,61 +3,157 @@
 import contextlib
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from kr1_utils.bench import agent, gpu, retrieval, training
-from kr1_utils.bench.machine import machine_name
 from kr1_utils.files import write_text
 
-MEASURES = {
-    "agent": agent.main,
-    "retrieval": retrieval.main,
-    "training": training.main,
-    "gpu": gpu.main,
+
+def times_the_first(speed: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Adds `times`: how many times faster than the first row each row is."""
+
+    def add(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(times=table[speed] / table[speed].iloc[0]).round(2)
+
+    return add
+
+
+def parts_to_trl(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds `parts/trl`: the time of each way, divided by that of TRL's for the same
+    batch, which comes first."""
+    batches = table.groupby(["lengths", "mean_tokens"])
+    trl_seconds = batches["seconds"].transform("first")
+    return table.assign(**{"parts/trl": table["seconds"] / trl_seconds}).round(2)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One of the measurements.
+
+    Attributes:
+        measure: takes the arguments of the command line, returns a table with one row
+            per way.
+        keys: columns that say what was measured: in a CSV, rows with other values stay.
+        settings: columns that are the same in all rows.
+        for_print: adds a column that compares the ways.
+    """
+
+    measure: Callable[..., pd.DataFrame]
+    keys: list[str]
+    settings: list[str]
+    for_print: Callable[[pd.DataFrame], pd.DataFrame]
+
+
+BENCHMARKS = {
+    "agent": Benchmark(
+        agent.measure,
+        keys=["profile"],
+        settings=["profile", "questions"],
+        for_print=times_the_first("questions_per_second"),
+    ),
+    "retrieval": Benchmark(
+        retrieval.measure,
+        keys=["passages"],
+        settings=["passages"],
+        for_print=times_the_first("queries_per_second_512"),
+    ),
+    "training": Benchmark(
+        training.measure,
+        keys=["lengths", "mean_tokens"],
+        settings=[],
+        for_print=parts_to_trl,
+    ),
+    "gpu": Benchmark(
+        gpu.measure,
+        keys=["model", "tokens", "machine"],
+        settings=[],
+        for_print=lambda table: table,
+    ),
 }
 
 
-def run(args) -> int:
-    """Measure `args.what`, print the table, and put it into `args.csv`."""
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # what libraries print is not the result
-        run, engines = MEASURES[args.what](args)
-    rows = [
-        {**run, "way": way, **_flat(row), "machine": machine_name()}
-        for way, row in engines.items()
-    ]
-    table = pd.DataFrame(rows)
-    if args.json:
-        print(json.dumps({**run, "machine": machine_name(), "engines": engines}))
+def run(arguments) -> int:
+    """Measure `arguments.what`, print the table, and put it into `arguments.csv`.
+
+    Raises:
+        ValueError: for bad input, and if the CSV has other columns.
+        OSError: if the CSV cannot be read or written.
+    """
+    benchmark = BENCHMARKS[arguments.what]
+    if arguments.csv:
+        # Refuses a wrong file before the measurement takes its time.
+        read_csv(arguments.csv, benchmark.keys)
+    # What libraries print is not the result.
+    with contextlib.redirect_stdout(sys.stderr):
+        table = benchmark.measure(arguments)
+    if arguments.json:
+        print(json.dumps(as_json(table, benchmark.settings)))
     else:
-        print(_with_ratios(table).round(2).to_string(index=False))
-    if args.csv:
-        _keep(table, next(iter(run.items())), args.csv)
+        print(benchmark.for_print(table).to_string(index=False))
+    if arguments.csv:
+        before = read_csv(arguments.csv, benchmark.keys)
+        merged = merge(before, table, benchmark.keys)
+        write_text(arguments.csv, merged.to_csv(index=False))
     return 0
 
 
-def _flat(row: dict) -> dict:
-    """Nested numbers as columns of their own: {"a": {"1": x}} becomes {"a_1": x}."""
-    plain = {k: v for k, v in row.items() if not isinstance(v, dict)}
-    nested = {k: v for k, v in row.items() if isinstance(v, dict)}
-    return plain | {
-        f"{k}_{n}": v for k, part in nested.items() for n, v in part.items()
-    }
+def read_csv(file: Path, keys: list[str]) -> pd.DataFrame | None:
+    """The rows of earlier measurements; None if there is no such file yet."""
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"--csv {file}: there is no folder {file.parent}.")
+    if not file.is_file():
+        return None
+    before = pd.read_csv(file)
+    absent = [key for key in keys if key not in before]
+    if absent:
+        raise ValueError(
+            f"--csv {file} is the table of another benchmark: it has no column"
+            f" {', '.join(absent)}."
+        )
+    return before
 
 
-def _with_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """The table, and how many times faster than its first row each row is."""
-    speed = [c for c in table if c.startswith("queries_per_second")]
-    column = speed[-1] if speed else "questions_per_second"
-    return table.assign(times=table[column] / table[column][0])
+def merge(
+    before: pd.DataFrame | None, table: pd.DataFrame, keys: list[str]
+) -> pd.DataFrame:
+    """The table, below those earlier rows that are of other profiles, sizes or
+    models."""
+    if before is None:
+        return table
+    measured = pd.MultiIndex.from_frame(table[keys])
+    stays = ~pd.MultiIndex.from_frame(before[keys]).isin(measured)
+    return pd.concat([before[stays], table]) if stays.any() else table
 
 
-def _keep(table: pd.DataFrame, key: tuple, file) -> None:
-    """Put the table into a CSV beside the rows of other profiles or sizes."""
-    name, value = key
-    if file.is_file():
-        before = pd.read_csv(file)
-        table = pd.concat([before[before[name] != value], table])
-    write_text(file, table.to_csv(index=False))
+def as_json(table: pd.DataFrame, settings: list[str]) -> dict:
+    """The settings, the machine, and the numbers of each way under `engines`; tables
+    that have several rows per way have a list of `rows` instead."""
+    # NaN is no JSON.
+    plain = table.astype(object).where(table.notna(), None)
+    rows = plain.drop(columns="machine").to_dict("records")
+    result = {name: rows[0][name] for name in settings}
+    result["machine"] = table["machine"].iloc[0]
+    if not settings:
+        return result | {"rows": rows}
+    result["engines"] = {}
+    for row in rows:
+        numbers = {k: v for k, v in row.items() if k not in ("way", *settings)}
+        result["engines"][row["way"]] = nested(numbers)
+    return result
+
+
+def nested(row: dict) -> dict:
+    """Columns of one quantity as a dict: {"speed_1": x, "speed_64": y} becomes
+    {"speed": {"1": x, "64": y}}."""
+    out: dict = {}
+    for column, value in row.items():
+        name, _, size = column.rpartition("_")
+        if size.isdigit():
+            out.setdefault(name, {})[size] = value
+        else:
+            out[column] = value
+    return out

@@ -7,16 +7,17 @@ import torch.
 import importlib
 
 _HOMES = {
+    "Engine": "base",
     "Generation": "base",
     "closes": "base",
     "closing_tokens": "base",
+    "PREFILL": "transformers",
     "TransformersEngine": "transformers",
     "TurnEnd": "transformers",
-    "PREFILL": "transformers",
-    "VLLMEngine": "vllm",
     "ServerEngine": "vllm",
-    "vllm_engine": "vllm",
+    "VLLMEngine": "vllm",
     "configure_vllm_cpu": "vllm",
+    "vllm_engine": "vllm",
 }
 __all__ = sorted(_HOMES)
 

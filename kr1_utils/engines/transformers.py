@@ -1,56 +1,89 @@
 """Owns generation with transformers, on a left-padded batch."""
 
-import torch
-from transformers.generation import (
-    GenerationConfig,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from contextlib import contextmanager
+from functools import lru_cache
 
 from kr1_utils.engines.base import Generation, closes, closing_tokens
-from kr1_utils.engines.cpu import register_grouped_attention, starting_cache
+from kr1_utils.engines.cpu import (
+    RowCache,
+    register_grouped_attention,
+    starting_cache,
+)
+from kr1_utils.extras import missing
 
-# tokens of each row in one pass, where nothing is kept: more would take more memory
+try:
+    import torch
+    from transformers.generation import (
+        GenerationConfig,
+        StoppingCriteria,
+        StoppingCriteriaList,
+    )
+except ImportError:
+    torch = missing("train")
+    GenerationConfig = missing("train")
+    StoppingCriteria = missing("train")
+    StoppingCriteriaList = missing("train")
+
+# Tokens of each row in one forward pass over the prompts, if no keys and values are
+# kept: more would take more memory.
 PREFILL = 128
 
 
+@lru_cache(8)
+def _closing_tokens(tokenizer) -> torch.Tensor:
+    """`closing_tokens` as a tensor (V + 1,) of bool, to look up a whole batch."""
+    return torch.tensor(closing_tokens(tokenizer))
+
+
 class TurnEnd(StoppingCriteria):
-    """Stops a row at its end-of-turn token, right after a closing tag, or at its own
-    limit.
+    """Stops a row at its end-of-turn token, after a closing tag, or at its own limit.
 
-    transformers' `stop_strings` has one limit for all rows; here the tokens that can
-    close a tag are found once, and only then text is decoded. Row `i` sampled
-    `length[i]` tokens: what follows is padding."""
+    transformers' `stop_strings` has one limit for all rows. Here text is decoded only
+    after a token that can complete a closing tag.
 
-    # tokens decoded to look for a closing tag; every tag is shorter than that in bytes
+    Args:
+        limits: (B,) tokens that each row may sample.
+        prompt_length: tokens before the first sampled one, padding included.
+
+    Attributes:
+        length: (B,) tokens that each row sampled, 0 while it goes on. What follows them
+            in a row is padding.
+    """
+
+    # Tokens that are decoded to look for a closing tag. No tag has as many bytes.
     tail = 16
 
     def __init__(
         self, tokenizer, end_of_turn: int, limits: list[int], prompt_length: int
     ):
-        self.tokenizer, self.end_of_turn, self.start = (
-            tokenizer,
-            end_of_turn,
-            prompt_length,
-        )
+        self.tokenizer = tokenizer
+        self.end_of_turn = end_of_turn
         self.limits = torch.tensor(limits)
+        self.prompt_length = prompt_length
+        self.may_close = _closing_tokens(tokenizer)
         self.length = [0] * len(limits)
-        self.may_close = closing_tokens(tokenizer)
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        step = input_ids.shape[1] - self.start
+        """Which rows (B,) are finished, after one more token in `input_ids` (B, T)."""
+        sampled = input_ids.shape[1] - self.prompt_length
         last = input_ids[:, -1].cpu()
-        done = (last == self.end_of_turn) | (step >= self.limits)
-        may_close = self.may_close[last.clamp(max=len(self.may_close) - 1)]
-        for i in torch.nonzero(may_close & ~done).flatten().tolist():
-            if not self.length[i]:
-                ids = input_ids[
-                    i, max(self.start, input_ids.shape[1] - self.tail) :
-                ].tolist()
-                done[i] = closes(self.tokenizer, ids)
-        for i in torch.nonzero(done).flatten().tolist():
-            self.length[i] = self.length[i] or step
+        finished = (last == self.end_of_turn) | (sampled >= self.limits)
+        for row in self._rows_to_decode(last, finished):
+            if self.length[row] == 0:
+                finished[row] = closes(self.tokenizer, self._tail_ids(input_ids[row]))
+        for row in torch.nonzero(finished).flatten().tolist():
+            if self.length[row] == 0:
+                self.length[row] = sampled
         return torch.tensor([n > 0 for n in self.length], device=input_ids.device)
+
+    def _rows_to_decode(self, last: torch.Tensor, finished: torch.Tensor) -> list[int]:
+        unknown = len(self.may_close) - 1
+        may_close = self.may_close[last.clamp(max=unknown)]
+        return torch.nonzero(may_close & ~finished).flatten().tolist()
+
+    def _tail_ids(self, row: torch.Tensor) -> list[int]:
+        start = max(self.prompt_length, len(row) - self.tail)
+        return row[start:].tolist()
 
 
 class TransformersEngine:
@@ -61,11 +94,17 @@ class TransformersEngine:
     weights have changed.
 
     Args:
+        model: a causal language model of transformers, or of PEFT.
         end_of_turn: the token id that ends an assistant message.
-        temperature: 0 for greedy.
-        batch_size: rows generated together.
-        keep_cache: from turn to turn; None does so on a CPU only, for on a GPU memory
-            is scarcer than time.
+        temperature: 0 is greedy.
+        batch_size: rows that are generated together.
+        keep_cache: whether to keep keys and values from turn to turn. None does so on a
+            CPU only, because memory is scarcer than time on a GPU.
+
+    Attributes:
+        window: tokens that a prompt and its response may have together, or None.
+        computed: tokens that went through the model so far: of prompts and sampled,
+            with padding, and with rows that were finished while others went on.
     """
 
     def __init__(
@@ -77,121 +116,195 @@ class TransformersEngine:
         batch_size: int = 64,
         keep_cache: bool | None = None,
     ):
-        self.model, self.tokenizer, self.end_of_turn = model, tokenizer, end_of_turn
-        self.temperature, self.batch_size = temperature, batch_size
-        self.keep_cache = (
-            model.device.type == "cpu" if keep_cache is None else keep_cache
-        )
-        self.at_once = None if self.keep_cache else PREFILL  # tokens
-        self.window = getattr(model.config, "max_position_embeddings", None)  # tokens
-        self.kept: dict[
-            tuple[int, ...], list
-        ] = {}  # ids -> [(keys, values) (heads, T, width) a layer]
-        # tokens computed so far: of prompts, sampled, padding, and rows already
-        # finished
+        self.model = model
+        self.tokenizer = tokenizer
+        self.end_of_turn = end_of_turn
+        self.temperature = temperature
+        self.batch_size = batch_size
+        if keep_cache is None:
+            keep_cache = model.device.type == "cpu"
+        self.keep_cache = keep_cache
+        self.window = getattr(model.config, "max_position_embeddings", None)
+        # The ids of a conversation so far -> their keys and values.
+        self.kept: dict[tuple[int, ...], RowCache] = {}
         self.computed = 0
 
     def generate(
         self, prompt_ids: list[list[int]], max_new_tokens: list[int]
     ) -> list[Generation]:
-        """One turn for each prompt: at most `max_new_tokens[i]` ids, ending where the
-        turn ends."""
-        out: list[Generation] = []
-        known, self.kept = self.kept, {}
-        for start in range(0, len(prompt_ids), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            out += self._batch(prompt_ids[rows], max_new_tokens[rows], known)
-        return out
+        """One turn for each prompt, without log-probabilities.
 
-    @torch.no_grad()
+        Arguments and what comes back are those of `engines.base.Engine`.
+        """
+        known = self.kept
+        self.kept = {}
+        generations = []
+        with torch.no_grad(), _ready_to_generate(self.model):
+            for start in range(0, len(prompt_ids), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                turns = self._batch(prompt_ids[rows], max_new_tokens[rows], known)
+                generations += [Generation(ids) for ids in turns]
+        return generations
+
     def _batch(
-        self, prompts: list[list[int]], limits: list[int], known: dict
-    ) -> list[Generation]:
-        device, pad = self.model.device, self.tokenizer.pad_token_id
-        lengths = sorted({len(ids) for ids in known}, reverse=True)
-        done = [
-            next((n for n in lengths if n < len(p) and tuple(p[:n]) in known), 0)
-            for p in prompts
+        self,
+        prompts: list[list[int]],
+        limits: list[int],
+        known: dict[tuple[int, ...], RowCache],
+    ) -> list[list[int]]:
+        """The sampled ids of each row; its keys and values are kept for the next turn.
+
+        Args:
+            known: ids of earlier conversations -> their keys and values.
+        """
+        known_lengths = _known_lengths(prompts, known)
+        past = max(known_lengths)
+        ids, attention = left_pad(prompts, known_lengths, self._filler())
+        prompt_length = ids.shape[1]
+        rows = [
+            known.get(tuple(prompt[:length]))
+            for prompt, length in zip(prompts, known_lengths)
         ]
-        past, new = max(done), max(len(p) - n for p, n in zip(prompts, done))
-        # Each row: padding, what is known already, padding, what is new.
-        ids = torch.tensor(
-            [
-                [pad] * (past - n) + p[:n] + [pad] * (new - len(p) + n) + p[n:]
-                for p, n in zip(prompts, done)
-            ],
-            device=device,
-        )  # (B, past + new)
-        attention = torch.tensor(
-            [
-                [0] * (past - n)
-                + [1] * n
-                + [0] * (new - len(p) + n)
-                + [1] * (len(p) - n)
-                for p, n in zip(prompts, done)
-            ],
-            device=device,
+        room = prompt_length + max(limits)
+        cache = starting_cache(self.model.config.num_hidden_layers, room, rows, past)
+        turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, prompt_length)
+        attention = attention.to(self.model.device)
+        made = self.model.generate(
+            ids.to(self.model.device),
+            attention_mask=attention,
+            generation_config=self._generation_config(max(limits)),
+            past_key_values=cache,
+            # Each process has all the weights, so none waits for the tokens of another.
+            synced_gpus=False,
+            stopping_criteria=StoppingCriteriaList([turn_end]),
         )
-        turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, past + new)
-        # what is not given here, a model's own generation_config.json fills in
-        config = GenerationConfig(
-            max_new_tokens=max(limits),
-            do_sample=self.temperature > 0,
-            temperature=self.temperature or 1.0,
-            top_k=0 if self.temperature else 50,
+        # The last token was sampled, but not looked at.
+        self.computed += made.sequences[:, past:-1].numel()
+        sampled = made.sequences[:, prompt_length:].tolist()
+        turns = [row[:length] for row, length in zip(sampled, turn_end.length)]
+        if self.keep_cache:
+            self._keep(prompts, turns, attention.bool(), made.past_key_values)
+        return turns
+
+    def _filler(self) -> int:
+        """What stands where a row is padded. It is masked out, so any id would do."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn if pad is None else pad
+
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        """Nothing but the temperature shapes the choice of a token.
+
+        What is not given here is filled in from the model's generation_config.json, so
+        the neutral values are given too.
+        """
+        greedy = self.temperature == 0
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=not greedy,
+            temperature=1.0 if greedy else self.temperature,
+            # 0 is off. With greedy decoding transformers warns about all but 50, its
+            # default, and looks at none.
+            top_k=50 if greedy else 0,
             top_p=1.0,
             repetition_penalty=1.0,
-            pad_token_id=pad,
+            pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.end_of_turn,
             return_dict_in_generate=True,
-            prefill_chunk_size=self.at_once,
+            prefill_chunk_size=None if self.keep_cache else PREFILL,
         )
-        cache = starting_cache(
-            self.model.config.num_hidden_layers,
-            past + new + max(limits),
-            [known.get(tuple(p[:n])) for p, n in zip(prompts, done)],
-            past,
-        )
-        was_training, attention_before = (
-            self.model.training,
-            self.model.config._attn_implementation,
-        )
-        self.model.eval()
-        if device.type == "cpu" and attention_before == "sdpa":
-            self.model.set_attn_implementation(register_grouped_attention())
-        try:
-            made = self.model.generate(
-                ids,
-                attention_mask=attention,
-                generation_config=config,
-                past_key_values=cache,
-                synced_gpus=False,  # no process waits here
-                stopping_criteria=StoppingCriteriaList([turn_end]),
-            )
-        finally:
-            self.model.train(was_training)
-            self.model.set_attn_implementation(attention_before)
-        self.computed += made.sequences[
-            :, past:-1
-        ].numel()  # the last one is not looked at
-        sampled = [
-            row[:n]
-            for row, n in zip(made.sequences[:, past + new :].tolist(), turn_end.length)
-        ]
-        if self.keep_cache:
-            self._keep(prompts, sampled, attention.bool(), made.past_key_values)
-        return [Generation(s) for s in sampled]
 
-    def _keep(self, prompts, sampled, attention: torch.Tensor, cache) -> None:
-        """Remember each row's keys and values without its padding."""
-        steps = (
-            cache.get_seq_length() - attention.shape[1]
-        )  # the last token was sampled, not computed
-        for i, (prompt, said) in enumerate(zip(prompts, sampled)):
-            said = said[:steps]
-            rest = torch.arange(steps, device=attention.device) < len(said)
-            real = torch.cat([attention[i], rest])
-            self.kept[tuple(prompt + said)] = [
-                (layer.keys[i][:, real], layer.values[i][:, real])
+    def _keep(
+        self,
+        prompts: list[list[int]],
+        turns: list[list[int]],
+        attention: torch.Tensor,
+        cache,
+    ) -> None:
+        """Remember the keys and values of each conversation, without padding.
+
+        Args:
+            attention: (B, T) bool, whether a position before the turn is no padding.
+            cache: of the batch, as generation left it.
+        """
+        # The last token was sampled, but has no keys and values yet.
+        steps = cache.get_seq_length() - attention.shape[1]
+        for row, (prompt, turn) in enumerate(zip(prompts, turns)):
+            computed = turn[:steps]
+            in_turn = torch.arange(steps, device=attention.device) < len(computed)
+            real = torch.cat([attention[row], in_turn])
+            self.kept[tuple(prompt + computed)] = [
+                (layer.keys[row][:, real], layer.values[row][:, real])
                 for layer in cache.layers
             ]
+
+
+@contextmanager
+def _ready_to_generate(model):
+    """The model in evaluation mode and, on a CPU, with the attention that is fast
+    there; afterwards as it was."""
+    was_training = model.training
+    attention = model.config._attn_implementation
+    model.eval()
+    if model.device.type == "cpu" and attention == "sdpa":
+        model.set_attn_implementation(register_grouped_attention())
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        model.set_attn_implementation(attention)
+
+
+def _known_lengths(
+    prompts: list[list[int]], known: dict[tuple[int, ...], RowCache]
+) -> list[int]:
+    """For each prompt, how many of its first tokens have known keys and values.
+
+    At least one token is left to compute: its logits choose the next one.
+    """
+    longest_first = sorted({len(ids) for ids in known}, reverse=True)
+    return [_known_length(prompt, known, longest_first) for prompt in prompts]
+
+
+def _known_length(
+    prompt: list[int], known: dict[tuple[int, ...], RowCache], lengths: list[int]
+) -> int:
+    for length in lengths:
+        if length < len(prompt) and tuple(prompt[:length]) in known:
+            return length
+    return 0
+
+
+def left_pad(
+    prompts: list[list[int]], known_lengths: list[int], filler: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay prompts into one batch: known tokens end at one column, new ones at the last.
+
+    Three prompts with 3, 1 and 0 known tokens, where `.` is filler:
+
+        known | new         attention
+        a b c | . d         1 1 1 0 1
+        . . e | . f         0 0 1 0 1
+        . . . | g h         0 0 0 1 1
+
+    Args:
+        prompts: (B,) lists of token ids.
+        known_lengths: (B,) how many of the first tokens are known; less than all.
+        filler: the id of padding.
+
+    Returns:
+        ids (B, T), and attention (B, T): 1 for tokens, 0 for padding.
+    """
+    past = max(known_lengths)
+    new_lengths = [len(prompt) - known for prompt, known in zip(prompts, known_lengths)]
+    shape = (len(prompts), past + max(new_lengths))
+    ids = torch.full(shape, filler)
+    attention = torch.zeros(shape, dtype=torch.long)
+    for row, (prompt, known) in enumerate(zip(prompts, known_lengths)):
+        tokens = torch.tensor(prompt)
+        known_start = past - known
+        new_start = shape[1] - (len(prompt) - known)
+        ids[row, known_start:past] = tokens[:known]
+        attention[row, known_start:past] = 1
+        ids[row, new_start:] = tokens[known:]
+        attention[row, new_start:] = 1
+    return ids, attention

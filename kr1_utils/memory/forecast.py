@@ -1,74 +1,65 @@
 """Owns the forecast: the GPU memory that a run will need, before anything is rented."""
 
 import functools
-import resource
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from collections.abc import Callable
 
 from kr1_utils.engines.transformers import PREFILL
+from kr1_utils.extras import missing
 from kr1_utils.files import REPO
+from kr1_utils.memory.measure import GPU_SIZES, peak_gib  # noqa: F401
 from kr1_utils.memory.simulate import (
     ATTENTION,
     GIB,
     PROMPT_TOKENS,
     STATES,
+    LiveBytes,
     Step,
     simulate,
 )
 from kr1_utils.models import locate, lora_config
 from kr1_utils.profiles import Profile
 
-GPU_SIZES = (
-    8,
-    12,
-    16,
-    20,
-    24,
-    32,
-    40,
-    48,
-    64,
-    80,
-    94,
-    96,
-    141,
-    180,
-    192,
-    288,
-)  # GiB, of GPUs one can rent
+try:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+except ImportError:
+    torch = missing("train")
+    AutoConfig = AutoModelForCausalLM = missing("train")
 
 # CUDA's context and libraries, fragmentation, what vLLM keeps while it sleeps: an
 # allowance, not simulated.
 OVERHEAD_GIB = 1.5
 
+# What vLLM needs beside weights and cache, to compute in: an allowance too.
+VLLM_WORK_GIB = 1
 
-def peak_gib() -> float:
-    """The most that this process has held so far: of the GPU's memory where there is
-    one, else of RAM."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+# Rows that transformers samples together, see TransformersEngine.
+SAMPLED_ROWS = 64
 
+# Of a layer's MLP, in a prompt's pass: seven tensors as wide as it, in 16 bits.
+MLP_BYTES_PER_WIDTH = 7 * 2
 
-def this_gpu() -> int:
-    """The size in GiB, as one rents it, of this machine's GPU; 80 where there is
-    none."""
-    if not torch.cuda.is_available():
-        return 80
-    total = torch.cuda.get_device_properties(0).total_memory / GIB
-    return min(GPU_SIZES, key=lambda size: abs(size - total))
+# Configs of models that are too large to ship.
+CONFIGS = REPO / "data" / "reference" / "configs"
 
 
 def config_of(model: str):
     """The config of a folder, of a model whose config lies in data/reference/configs,
-    or from the hub."""
-    shipped = (
-        REPO / "data" / "reference" / "configs" / f"{model.rsplit('/', 1)[-1]}.json"
-    )
-    return AutoConfig.from_pretrained(
-        shipped if shipped.exists() else locate(model), trust_remote_code=False
-    )
+    or from the hub.
+
+    Raises:
+        FileNotFoundError: if none of them has it.
+    """
+    shipped = CONFIGS / f"{model.rsplit('/', 1)[-1]}.json"
+    source = shipped if shipped.exists() else locate(model)
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(
+            f"No config of the model {model!r}: it is taken from the repository's"
+            f" folder data, else from the hub, and neither gave one ({reason})"
+        ) from None
 
 
 def count_parameters(model: str) -> int:
@@ -80,20 +71,20 @@ def count_parameters(model: str) -> int:
 def step_of(
     profile: Profile, response_tokens: int, zero: int = 0, num_gpus: int = 1
 ) -> Step:
-    """The largest forward and backward pass of a profile whose responses all have this
-    length."""
-    rows, half = (
-        profile.grpo["per_device_train_batch_size"],
-        profile.grpo.get("bf16", True),
-    )
+    """The largest forward and backward pass of a profile.
+
+    Args:
+        response_tokens: the length of all its responses.
+        zero: DeepSpeed's stage.
+    """
+    tokens = PROMPT_TOKENS + response_tokens
+    rows = profile.grpo["per_device_train_batch_size"]
     if profile.tokens_per_micro_batch:
-        rows = min(
-            rows,
-            max(1, profile.tokens_per_micro_batch // (PROMPT_TOKENS + response_tokens)),
-        )
+        rows = min(rows, max(1, profile.tokens_per_micro_batch // tokens))
+    half = profile.grpo.get("bf16", True)
     return Step(
         rows,
-        PROMPT_TOKENS + response_tokens,
+        tokens,
         padded=rows > 1,
         lora=lora_config(profile),
         four_bit=profile.four_bit,
@@ -108,40 +99,65 @@ def step_of(
 def sampling(
     config, profile: Profile, states: dict, tokens: int, gpu_gib: float
 ) -> tuple[dict, int]:
-    """GiB by label while trajectories of `tokens` are sampled, and the longest that
-    could be.
+    """What is on the GPU while trajectories are sampled.
 
-    The training model stays on the GPU. vLLM takes a share of it and must hold its own
-    weights and one trajectory; transformers keeps keys and values of a whole batch, and
-    computes `PREFILL` tokens of each."""
-    parts = {
-        k: states.get(k, 0) / GIB for k in ("weights", "packed", "adapter", "optimizer")
+    The training model stays there. vLLM takes a share of the GPU and must hold its own
+    weights and one trajectory. transformers keeps keys and values of a whole batch, and
+    computes `PREFILL` tokens of each prompt at a time.
+
+    Args:
+        states: bytes by label, as a simulated step has them.
+        tokens: of a trajectory, its prompt included.
+
+    Returns:
+        GiB by label, and the tokens of the longest trajectory that could be sampled.
+    """
+    training = {
+        label: states.get(label, 0) / GIB
+        for label in ("weights", "packed", "adapter", "optimizer")
     }
-    width = (
-        getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads
-    )
-    a_token = (
-        2 * config.num_hidden_layers * config.num_key_value_heads * width / GIB
-    )  # keys and values
-    a_token *= 2 if profile.grpo.get("bf16", True) else 4
     if profile.grpo.get("use_vllm"):
-        parts["vLLM"] = profile.grpo["vllm_gpu_memory_utilization"] * gpu_gib
-        weights = 2 * count_parameters(profile.model) / GIB
-        free = parts["vLLM"] - weights - 1  # a GiB to compute in
-        return parts, int(free / a_token) if sum(
-            parts.values()
-        ) + OVERHEAD_GIB <= gpu_gib else 0
-    rows = min(
-        64,
+        return _sampling_with_vllm(config, profile, training, gpu_gib)
+    return _sampling_with_transformers(config, profile, training, tokens, gpu_gib)
+
+
+def _sampling_with_vllm(
+    config, profile: Profile, training: dict, gpu_gib: float
+) -> tuple[dict, int]:
+    share = profile.grpo["vllm_gpu_memory_utilization"] * gpu_gib
+    parts = training | {"vLLM": share}
+    if sum(parts.values()) + OVERHEAD_GIB > gpu_gib:
+        return parts, 0
+    weights = 2 * count_parameters(profile.model) / GIB
+    cache = share - weights - VLLM_WORK_GIB
+    return parts, int(cache / _cache_gib_per_token(config, profile))
+
+
+def _sampling_with_transformers(
+    config, profile: Profile, training: dict, tokens: int, gpu_gib: float
+) -> tuple[dict, int]:
+    batch = (
         profile.grpo["per_device_train_batch_size"]
-        * profile.grpo["gradient_accumulation_steps"],
+        * profile.grpo["gradient_accumulation_steps"]
     )
-    parts["prompts"] = (
-        rows * PREFILL * 14 * config.intermediate_size / GIB
-    )  # seven halves as wide as its MLP
-    longest = int((gpu_gib - OVERHEAD_GIB - sum(parts.values())) / a_token / rows)
-    return parts | {"KV cache": tokens * a_token * rows}, longest
+    rows = min(SAMPLED_ROWS, batch)
+    one_token = _cache_gib_per_token(config, profile)
+    width = config.intermediate_size
+    prompts = rows * PREFILL * MLP_BYTES_PER_WIDTH * width / GIB
+    parts = training | {"prompts": prompts}
+    free = gpu_gib - OVERHEAD_GIB - sum(parts.values())
+    longest = int(free / one_token / rows)
+    return parts | {"KV cache": tokens * one_token * rows}, longest
+
+
+def _cache_gib_per_token(config, profile: Profile) -> float:
+    """Keys and values of one token in all layers."""
+    width = getattr(config, "head_dim", None)
+    if not width:
+        width = config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
+    bytes_per_number = 2 if profile.grpo.get("bf16", True) else 4
+    return numbers * bytes_per_number / GIB
 
 
 def forecast(
@@ -156,6 +172,8 @@ def forecast(
     Args:
         response_tokens: of a whole trajectory; 0 is the profile's
             `max_response_tokens`.
+        gpu_gib: one of `GPU_SIZES`.
+        zero: DeepSpeed's stage, which divides states among `num_gpus`.
 
     Returns:
         `peak_gib` and `fits` of the larger; `longest_response_tokens` that fits; by
@@ -163,64 +181,33 @@ def forecast(
         training: [(phase, {label: bytes})]; `advice`.
 
     Raises:
-        ValueError: for an unknown size of GPU, or a response shorter than one turn or
-            too long for the model.
+        ValueError: for an unknown size of GPU or stage, or a response shorter than one
+            turn or too long for the model.
+        FileNotFoundError: if the model's config cannot be found.
     """
     tokens = response_tokens or profile.limits.max_response_tokens
+    _check_gpus(gpu_gib, num_gpus, zero)
     config = config_of(profile.model)
     window = config.max_position_embeddings - PROMPT_TOKENS
-    if gpu_gib not in GPU_SIZES:
-        raise ValueError(
-            f"Unknown GPU size {gpu_gib} GiB: choose one of"
-            f" {', '.join(map(str, GPU_SIZES))}."
-        )
-    if not profile.limits.max_turn_tokens <= tokens <= window:
-        raise ValueError(
-            f"A response of {tokens} tokens must hold one turn of max_turn_tokens="
-            f"{profile.limits.max_turn_tokens}, and fit the model: at most {window}."
-        )
-    if zero not in (0, 2, 3) or num_gpus < 1:
-        raise ValueError(
-            f"ZeRO's stage is 0, 2 or 3, not {zero}, on at least one GPU, not"
-            f" {num_gpus}."
-        )
-    lived = functools.cache(
-        lambda length: simulate(config, step_of(profile, length, zero, num_gpus))
-    )
-    live = lived(tokens)
+    _check_tokens(profile, tokens, window)
+
+    @functools.cache
+    def simulated(length: int) -> LiveBytes:
+        return simulate(config, step_of(profile, length, zero, num_gpus))
+
+    training = simulated(tokens)
+    states = training.at_peak
     sampled, longest_sampled = sampling(
-        config, profile, live.at_peak, PROMPT_TOKENS + tokens, gpu_gib
+        config, profile, states, PROMPT_TOKENS + tokens, gpu_gib
     )
-    longest = min(
-        longest_sampled - PROMPT_TOKENS,
-        longest_that_fits(
-            lambda length: lived(length).peak,
-            tokens,
-            (gpu_gib - OVERHEAD_GIB) * GIB,
-            window,
-        ),
+    room = (gpu_gib - OVERHEAD_GIB) * GIB
+    longest_trained = longest_that_fits(
+        lambda length: simulated(length).peak, tokens, room, window
     )
-    sampled["overhead"], total = OVERHEAD_GIB, live.peak / GIB + OVERHEAD_GIB
-    states = sum(live.at_peak.get(k, 0) for k in STATES) / GIB
-    if longest >= tokens:
-        advice = "It fits."
-    elif states + OVERHEAD_GIB > gpu_gib:
-        advice = (
-            f"Weights and what trains them take {states:.1f} GiB: use LoRA, 4 bits, or"
-            " more GPUs."
-        )
-    elif longest_sampled < tokens and "vLLM" in sampled:
-        advice = (
-            "Sampling does not fit: change vllm_gpu_memory_utilization, or take a"
-            " larger GPU."
-        )
-    elif longest >= profile.limits.max_turn_tokens:
-        advice = f"It does not fit: lower max_response_tokens to {longest}."
-    else:
-        advice = (
-            "It does not fit: turn on gradient_checkpointing, and lower"
-            " per_device_train_batch_size."
-        )
+    longest = min(longest_sampled - PROMPT_TOKENS, longest_trained)
+    overhead = {"overhead": OVERHEAD_GIB}
+    sampled = sampled | overhead
+    peak = max(training.peak / GIB + OVERHEAD_GIB, sum(sampled.values()))
     return {
         "profile": profile.name,
         "response_tokens": tokens,
@@ -228,38 +215,101 @@ def forecast(
         "gpu_gib": gpu_gib,
         "attention": ATTENTION,
         "fits": longest >= tokens,
-        "advice": advice,
+        "advice": _advice(profile, tokens, longest, longest_sampled, states, gpu_gib),
         "longest_response_tokens": max(0, longest),
-        "peak_gib": max(total, sum(sampled.values())),
-        "breakdown": {k: v / GIB for k, v in live.at_peak.items()}
-        | {"overhead": OVERHEAD_GIB},
+        "peak_gib": peak,
+        "breakdown": {label: size / GIB for label, size in states.items()} | overhead,
         "sampling": sampled,
-        "timeline": live.timeline,
+        "timeline": training.timeline,
     }
 
 
-def longest_that_fits(peak, tokens: int, room: float, window: int) -> int:
-    """The longest response whose step fits: interpolated from two lengths, checked at a
-    third. A mask grows with the square; then the line lies above, what it says is too
-    short, and it is drawn again there."""
-    short = (
-        tokens
-        if peak(tokens) <= room and 2 * tokens <= window
-        else max(1, tokens // 16)
+def _check_gpus(gpu_gib: float, num_gpus: int, zero: int) -> None:
+    if gpu_gib not in GPU_SIZES:
+        raise ValueError(
+            f"Unknown GPU size {gpu_gib} GiB: choose one of"
+            f" {', '.join(map(str, GPU_SIZES))}."
+        )
+    if zero not in (0, 2, 3) or num_gpus < 1:
+        raise ValueError(
+            f"ZeRO's stage is 0, 2 or 3, not {zero}, on at least one GPU, not"
+            f" {num_gpus}."
+        )
+
+
+def _check_tokens(profile: Profile, tokens: int, window: int) -> None:
+    shortest = profile.limits.max_turn_tokens
+    if not shortest <= tokens <= window:
+        raise ValueError(
+            f"A response of {tokens} tokens must hold one turn of"
+            f" max_turn_tokens={shortest}, and fit the model: at most {window}."
+        )
+
+
+def _advice(
+    profile: Profile,
+    tokens: int,
+    longest: int,
+    longest_sampled: int,
+    states: dict,
+    gpu_gib: float,
+) -> str:
+    """One sentence: that it fits, or what to change."""
+    states_gib = sum(states.get(label, 0) for label in STATES) / GIB
+    if longest >= tokens:
+        return "It fits."
+    if states_gib + OVERHEAD_GIB > gpu_gib:
+        return (
+            f"Weights and what trains them take {states_gib:.1f} GiB: use LoRA, 4 bits,"
+            " or more GPUs."
+        )
+    if longest_sampled < tokens and profile.grpo.get("use_vllm"):
+        return (
+            "Sampling does not fit: change vllm_gpu_memory_utilization, or take a"
+            " larger GPU."
+        )
+    if longest >= profile.limits.max_turn_tokens:
+        return f"It does not fit: lower max_response_tokens to {longest}."
+    return (
+        "It does not fit: turn on gradient_checkpointing, and lower"
+        " per_device_train_batch_size."
     )
-    if peak(short) > room:
+
+
+def longest_that_fits(
+    peak: Callable[[int], float], tokens: int, room: float, window: int
+) -> int:
+    """The longest response whose step fits into `room` bytes.
+
+    It lies on a line through the peaks of two lengths, and is checked there. Where a
+    mask grows with the square of the length, the line lies above the peaks: what it
+    says is too short, and it is drawn again from there.
+
+    Args:
+        peak: bytes at the peak of a step with responses of this length.
+        tokens: a length to start from.
+        window: the longest response that the model takes.
+    """
+
+    def fits(length: int) -> bool:
+        return peak(length) <= room
+
+    if fits(tokens) and 2 * tokens <= window:
+        short = tokens
+        long = 2 * tokens
+    else:
+        short = max(1, tokens // 16)
+        long = tokens
+    if not fits(short):
         return 0
-    long = min(2 * tokens, window) if short == tokens else tokens
     while True:
         slope = (peak(long) - peak(short)) / (long - short)
-        guess = (
-            int(min(window, short + (room - peak(short)) / slope))
-            if slope > 0
-            else window
-        )
-        if peak(guess) > room:
+        guess = window
+        if slope > 0:
+            guess = int(min(window, short + (room - peak(short)) / slope))
+        if not fits(guess):
             long = guess
-        elif peak(long) <= room or guess <= 1.01 * short:
+        elif fits(long) or guess <= 1.01 * short:
             return guess
         else:
             short = guess
@@ -267,13 +317,18 @@ def longest_that_fits(peak, tokens: int, room: float, window: int) -> int:
 
 def show(result: dict) -> str:
     """A forecast as text."""
-    training, sampled = (
-        f"{sum(parts.values()):.1f} GiB = "
-        + " + ".join(f"{k} {v:.1f}" for k, v in parts.items() if v > 0.05)
-        for parts in (result["breakdown"], result["sampling"])
-    )
     return (
-        "{profile}, simulated: responses of {response_tokens} tokens, {rows} in a pass,"
-        " attention {attention}, {gpu_gib} GiB a GPU\n  training: {0}\n  sampling:"
-        " {1}\n  {advice} Longest response that fits: {longest_response_tokens} tokens."
-    ).format(training, sampled, **result)
+        f"{result['profile']}, simulated: responses of {result['response_tokens']}"
+        f" tokens, {result['rows']} in a pass, attention {result['attention']},"
+        f" {result['gpu_gib']} GiB a GPU\n"
+        f"  training: {_sum_of(result['breakdown'])}\n"
+        f"  sampling: {_sum_of(result['sampling'])}\n"
+        f"  {result['advice']} Longest response that fits:"
+        f" {result['longest_response_tokens']} tokens."
+    )
+
+
+def _sum_of(parts: dict) -> str:
+    """ "5.8 GiB = activations 3.6 + …", without what is too small to show."""
+    shown = [f"{label} {size:.1f}" for label, size in parts.items() if size > 0.05]
+    return f"{sum(parts.values()):.1f} GiB = {' + '.join(shown)}"

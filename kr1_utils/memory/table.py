@@ -1,5 +1,7 @@
 """Owns the table of forecasts: memory of Qwen2.5-7B over response lengths."""
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -16,73 +18,93 @@ from kr1_utils.memory.simulate import GIB, PROMPT_TOKENS, Step, simulate
 from kr1_utils.models import lora_config
 from kr1_utils.profiles import resolve
 
+MODEL = "Qwen/Qwen2.5-7B-Instruct"
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
-CONFIG = config_of("Qwen/Qwen2.5-7B-Instruct")
-LORA = lora_config(resolve("7b"))
+COLUMNS = ["run", "gpu_gib", "response_tokens", "training_gib", "sampling_gib"]
+
+# The original: seven GPUs of 40 GB trained, and these are the lengths of its responses
+# at the start and at the end of its figure.
+ORIGINAL_GPUS = 7
+ORIGINAL_GPU_GIB = 40
+ORIGINAL_LENGTHS = (270, 600)
 
 
-def gib(step: Step) -> float:
-    return simulate(CONFIG, step).peak / GIB + OVERHEAD_GIB
+def original(config, tokens: int, rows: int = 1) -> float:
+    """GiB that a training step of the original took: all weights on ZeRO-3 over seven
+    GPUs, and the logits of all tokens at once.
+
+    The frozen second model that its KL term needs is left out.
+
+    Args:
+        tokens: of a response.
+        rows: trajectories on each GPU.
+    """
+    return _original_peak(config, tokens, rows) / GIB + OVERHEAD_GIB
 
 
-def original(tokens: int, rows: int = 1) -> float:
-    """All weights on ZeRO-3 over 7 GPUs, so many trajectories on each, logits of all
-    tokens at once; without the frozen second model that its KL term takes."""
-    return gib(
-        Step(
-            rows,
-            PROMPT_TOKENS + tokens,
-            chunked=False,
-            zero=3,
-            num_gpus=7,
-            autocast=False,
-        )
+def _original_peak(config, tokens: int, rows: int) -> float:
+    """Bytes at the peak, without the overhead."""
+    step = Step(
+        rows,
+        PROMPT_TOKENS + tokens,
+        chunked=False,
+        zero=3,
+        num_gpus=ORIGINAL_GPUS,
+        autocast=False,
     )
+    return simulate(config, step).peak
 
 
-def eight_rows(tokens: int) -> float:
-    """What TRL does with a batch of eight: all rows in one pass, as wide as the
+def eight_rows(config, tokens: int) -> float:
+    """GiB that TRL takes for a batch of eight: all rows in one pass, as wide as the
     longest."""
-    return gib(Step(8, PROMPT_TOKENS + tokens, padded=True, lora=LORA))
+    lora = lora_config(resolve("7b"))
+    step = Step(8, PROMPT_TOKENS + tokens, padded=True, lora=lora)
+    return simulate(config, step).peak / GIB + OVERHEAD_GIB
 
 
-def rows():
-    """(run, GPU in GiB, response tokens, GiB while training, GiB while sampling)"""
-    room = (40 - OVERHEAD_GIB) * GIB
-    for run, together, lengths in (
-        ("original", 1, LENGTHS),
-        ("original, two a GPU", 2, ()),
-    ):
-        last = longest_that_fits(
-            lambda n, of=together: (original(n, of) - OVERHEAD_GIB) * GIB,
-            8192,
-            room,
-            16384,
-        )
-        for tokens in sorted([270, 600, last, last + 200, *lengths]):
-            yield run, 40, tokens, original(tokens, together), None
+def table_rows(config) -> Iterator[tuple]:
+    """The rows of the table, one for each of `COLUMNS`."""
+    yield from _rows_of_the_original(config, "original", 1, LENGTHS)
+    yield from _rows_of_the_original(config, "original, two a GPU", 2, ())
     for tokens in LENGTHS:
-        yield "eight rows", 80, tokens, eight_rows(tokens), None
-    for name, sizes in (("7b", (40, 80)), ("7b-4bit", (24,))):
-        profile = resolve(name)
-        for tokens in LENGTHS:
-            live = simulate(CONFIG, step_of(profile, tokens))
-            for size in sizes:
-                sampled, _ = sampling(
-                    CONFIG, profile, live.at_peak, PROMPT_TOKENS + tokens, size
-                )
-                yield (
-                    name,
-                    size,
-                    tokens,
-                    live.peak / GIB + OVERHEAD_GIB,
-                    sum(sampled.values()) + OVERHEAD_GIB,
-                )
+        yield "eight rows", 80, tokens, eight_rows(config, tokens), None
+    yield from profile_rows(config, "7b", LENGTHS, (40, 80))
+    yield from profile_rows(config, "7b-4bit", LENGTHS, (24,))
+
+
+def _rows_of_the_original(
+    config, run: str, rows: int, lengths: tuple[int, ...]
+) -> Iterator[tuple]:
+    """Its own lengths, `lengths`, the longest that fits its GPUs, and one that does
+    not."""
+    room = (ORIGINAL_GPU_GIB - OVERHEAD_GIB) * GIB
+    peak = functools.partial(_original_peak, config, rows=rows)
+    longest = longest_that_fits(functools.cache(peak), 8192, room, max(LENGTHS))
+    for tokens in sorted([*ORIGINAL_LENGTHS, longest, longest + 200, *lengths]):
+        yield run, ORIGINAL_GPU_GIB, tokens, original(config, tokens, rows), None
+
+
+def profile_rows(
+    config, name: str, lengths: tuple[int, ...], gpu_sizes: tuple[int, ...]
+) -> Iterator[tuple]:
+    """A profile of the kit: one row for each length and size of GPU."""
+    profile = resolve(name)
+    for tokens in lengths:
+        step = simulate(config, step_of(profile, tokens))
+        training = step.peak / GIB + OVERHEAD_GIB
+        for gpu_gib in gpu_sizes:
+            parts, _ = sampling(
+                config, profile, step.at_peak, PROMPT_TOKENS + tokens, gpu_gib
+            )
+            sampled = sum(parts.values()) + OVERHEAD_GIB
+            yield name, gpu_gib, tokens, training, sampled
 
 
 def write_table(file: Path) -> None:
-    """Write the table as CSV: about ten minutes on one core."""
-    columns = ["run", "gpu_gib", "response_tokens", "training_gib", "sampling_gib"]
-    table = pd.DataFrame(rows(), columns=columns).round(2)
+    """Write the table as CSV and print it: about two minutes on one core."""
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {file.parent} to write into.")
+    table = pd.DataFrame(table_rows(config_of(MODEL)), columns=COLUMNS).round(2)
     write_text(file, table.to_csv(index=False))
     print(table.to_string(index=False))

@@ -1,8 +1,7 @@
-"""Miniwiki: a fictional world, its passages, and questions about it."""
+"""Owns miniwiki: a fictional world, its passages, and questions about it."""
 
 from kr1_utils.miniwiki.questions import (
     KIN,
-    MULTI_HOP,
     NO_ANSWER,
     make_questions,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "COUNTRIES",
     "KIN",
     "MEN",
-    "MULTI_HOP",
     "NOUNS",
     "NO_ANSWER",
     "SENTENCES",

@@ -1,25 +1,26 @@
 """Owns the questions about a fictional world.
 
 Their types follow 2WikiMultihopQA (Ho et al., 2020, https://arxiv.org/abs/2011.01060,
-section 2): compositional, comparison, inference, bridge_comparison; `single` stands
-beside them.
+section 2): compositional, comparison, inference, bridge_comparison; and beside them
+`single`, a question about one passage. As in `world`, the order of calls to the random
+generator is part of the result.
 """
 
 import random
 from collections.abc import Callable
 
-from kr1_utils.miniwiki.world import _WORDS, World, year
+from kr1_utils.miniwiki.world import WORDS, World, year
 
-MULTI_HOP = ("compositional", "comparison", "inference", "bridge_comparison")
 NO_ANSWER = "no answer"
 
-# Questions about one fact of {x}, which is a title, or a phrase such as "the director
-# of film F".
-ASK: dict[str, list[str]] = _WORDS["ask"]
+# Relation -> questions about that fact of {x}, which is a title, or a phrase such as
+# "the director of film F".
+ASK: dict[str, list[str]] = WORDS["ask"]
 
-# What to call the first hop of a compositional question, and where it may lead.
-BRIDGES: dict[str, str] = _WORDS["bridges"]
+# Relation -> what to call the first hop of a compositional question.
+BRIDGES: dict[str, str] = WORDS["bridges"]
 
+# Where the second hop may lead.
 PERSON_FACTS = (
     "birth_date",
     "birth_city",
@@ -30,205 +31,236 @@ PERSON_FACTS = (
     "mother",
     "spouse",
 )
-
 CITY_FACTS = ("country", "river")
 
-KIN = {
-    name: tuple(path) for name, path in _WORDS["kin"].items()
-}  # relations that no passage states
+# Relations that no passage states -> the two that they are made of.
+KIN: dict[str, tuple[str, str]] = {
+    name: (first, second) for name, (first, second) in WORDS["kin"].items()
+}
 
-COMPARE = {(kind, relation): forms for kind, relation, forms in _WORDS["compare"]}
+# (kind, relation) -> [question, whether it asks for the earlier one].
+COMPARE: dict[tuple[str, str], list] = {
+    (kind, relation): forms for kind, relation, forms in WORDS["compare"]
+}
 
-SAME, BRIDGE_COMPARE = (
-    _WORDS["same"],
-    _WORDS["bridge_compare"],
-)  # forms: [question, wants the earlier one]
+# Kind -> the question whether two of them are the same.
+SAME: dict[str, str] = WORDS["same"]
+
+# [question, whether it asks for the earlier one].
+BRIDGE_COMPARE: list = WORDS["bridge_compare"]
+
+# Types whose answer must not be in the question; a comparison names both candidates.
+CHAINS = ("single", "compositional", "inference")
 
 
 class _Asker:
-    """Writes questions about the entities in `subjects` only."""
+    """Writes questions about the entities in `subjects` only.
+
+    Each of its public methods is named after a type of question. It tries once, and
+    returns None where the entities it drew do not make a question.
+    """
 
     def __init__(self, rng: random.Random, world: World, subjects: set[str]):
-        self.rng, self.world = rng, world
-        self.of = {
-            k: sorted(s for s in subjects if world.kind[s] == k)
-            for k in ("person", "film", "song", "company", "city", "country")
-        }
-        self.anyone = sorted(subjects)
-
-    def fact(self, title: str, relation: str) -> str | None:
-        return (
-            self.world.facts[title].get(relation)
-            if relation in self.world.stated[title]
-            else None
-        )
-
-    def _question(
-        self, kind: str, text: str, answer: str, evidence: list[list[str]], **more
-    ) -> dict:
-        return {
-            "question": text,
-            "golden_answers": [answer],
-            "type": kind,
-            "supporting_titles": [e[0] for e in evidence],
-            "evidence": evidence,
-            **more,
+        self.rng = rng
+        self.world = world
+        self.subjects = sorted(subjects)
+        self.subjects_by_kind: dict[str, list[str]] = {
+            kind: [s for s in self.subjects if world.kind[s] == kind]
+            for kind in ("person", "film", "song", "company", "city", "country")
         }
 
     def single(self) -> dict | None:
-        title = self.rng.choice(self.anyone)
+        title = self.rng.choice(self.subjects)
         relation = self.rng.choice(sorted(self.world.stated[title]))
         text = self.rng.choice(ASK[relation]).format(x=title)
         answer = self.world.facts[title][relation]
-        return self._question("single", text, answer, [[title, relation, answer]])
+        return _question("single", text, answer, [[title, relation, answer]])
 
     def compositional(self) -> dict | None:
-        kind = self.rng.choices(
-            ["film", "song", "company", "person", "country"], [8, 3, 4, 2, 1]
-        )[0]
-        first = self.rng.choice(self.of[kind] or self.of["film"])
-        stated = sorted(r for r in self.world.stated[first] if r in BRIDGES)
-        if not stated:
+        kinds = ["film", "song", "company", "person", "country"]
+        kind = self.rng.choices(kinds, weights=[8, 3, 4, 2, 1])[0]
+        pool = self.subjects_by_kind[kind] or self.subjects_by_kind["film"]
+        first = self.rng.choice(pool)
+        bridges = sorted(r for r in self.world.stated[first] if r in BRIDGES)
+        if not bridges:
             return None
-        bridge = self.rng.choice(stated)
+        bridge = self.rng.choice(bridges)
         middle = self.world.facts[first][bridge]
-        last = self.rng.choice(
-            CITY_FACTS if self.world.kind[middle] == "city" else PERSON_FACTS
-        )
-        answer = self.fact(middle, last)
+        middle_is_city = self.world.kind[middle] == "city"
+        last = self.rng.choice(CITY_FACTS if middle_is_city else PERSON_FACTS)
+        answer = self._stated_fact(middle, last)
         if answer is None or answer == first:
             return None
-        text = self.rng.choice(ASK[last]).format(x=BRIDGES[bridge].format(s=first))
-        return self._question(
-            "compositional",
-            text,
-            answer,
-            [[first, bridge, middle], [middle, last, answer]],
-        )
+        phrase = BRIDGES[bridge].format(s=first)
+        text = self.rng.choice(ASK[last]).format(x=phrase)
+        evidence = [[first, bridge, middle], [middle, last, answer]]
+        return _question("compositional", text, answer, evidence)
 
     def inference(self) -> dict | None:
-        person, kin = self.rng.choice(self.of["person"]), self.rng.choice(list(KIN))
-        one, two = KIN[kin]
-        middle = self.fact(person, one)
-        answer = middle and self.fact(middle, two)
-        if not answer:
+        person = self.rng.choice(self.subjects_by_kind["person"])
+        kin = self.rng.choice(list(KIN))
+        first, second = KIN[kin]
+        middle = self._stated_fact(person, first)
+        if middle is None:
             return None
-        text = self.rng.choice(["Who is the {k} of {x}?", "Who is {x}'s {k}?"]).format(
-            k=kin, x=person
-        )
-        return self._question(
-            "inference", text, answer, [[person, one, middle], [middle, two, answer]]
-        )
-
-    def _pair(
-        self, kind: str, value_of: Callable[[str], str | None], same: bool | None
-    ) -> list[str] | None:
-        """Two titles whose values are equal (`same`), are not (`not same`), or differ
-        in the year (None)."""
-        pool = self.of[kind]
-        known = [
-            t
-            for t in self.rng.sample(pool, min(len(pool), 60))
-            if value_of(t) is not None
-        ]
-        for b in known[1:]:
-            x, y = value_of(known[0]), value_of(b)
-            if (year(x) != year(y)) if same is None else ((x == y) == same):
-                return [known[0], b]
-        return None
+        answer = self._stated_fact(middle, second)
+        if answer is None:
+            return None
+        forms = ["Who is the {k} of {x}?", "Who is {x}'s {k}?"]
+        text = self.rng.choice(forms).format(k=kin, x=person)
+        evidence = [[person, first, middle], [middle, second, answer]]
+        return _question("inference", text, answer, evidence)
 
     def comparison(self) -> dict | None:
-        (kind, relation), forms = self.rng.choice(
-            [*COMPARE.items(), (("person", "nationality"), None)]
-        )
-        same = None if forms else self.rng.random() < 0.5
-        pair = self._pair(kind, lambda title: self.fact(title, relation), same)
-        if pair is None:
+        same_nationality = (("person", "nationality"), None)
+        choices = [*COMPARE.items(), same_nationality]
+        (kind, relation), forms = self.rng.choice(choices)
+        want_same = self.rng.random() < 0.5 if forms is None else None
+        titles = self._pair(kind, lambda t: self._stated_fact(t, relation), want_same)
+        if titles is None:
             return None
-        a, b = pair
-        evidence = [[t, relation, self.world.facts[t][relation]] for t in pair]
+        values = [self.world.facts[title][relation] for title in titles]
+        evidence = [[t, relation, value] for t, value in zip(titles, values)]
         if forms is None:
-            return self._question(
-                "comparison",
-                SAME["person"].format(a=a, b=b),
-                "yes" if same else "no",
-                evidence,
-            )
-        form, earlier = self.rng.choice(forms)
-        answer = min(
-            pair,
-            key=lambda t: year(self.world.facts[t][relation]) * (1 if earlier else -1),
-        )
-        return self._question(
-            "comparison", form.format(a=a, b=b), answer, evidence, earlier=earlier
-        )
+            text = SAME["person"].format(a=titles[0], b=titles[1])
+            answer = "yes" if want_same else "no"
+            return _question("comparison", text, answer, evidence)
+        return self._which_of_two("comparison", forms, titles, values, evidence)
 
     def bridge_comparison(self) -> dict | None:
         relation = "nationality" if self.rng.random() < 0.35 else "birth_date"
-        same = self.rng.random() < 0.5 if relation == "nationality" else None
+        want_same = self.rng.random() < 0.5 if relation == "nationality" else None
 
-        def value_of(film: str) -> str | None:
-            director = self.fact(film, "director")
-            return director and self.fact(director, relation)
+        def director_value(film: str) -> str | None:
+            director = self._stated_fact(film, "director")
+            return director and self._stated_fact(director, relation)
 
-        films = self._pair("film", value_of, same)
-        directors = films and [self.fact(f, "director") for f in films]
-        if not films or directors[0] == directors[1]:
+        films = self._pair("film", director_value, want_same)
+        if films is None:
             return None
-        a, b = films
-        values = [value_of(a), value_of(b)]
-        evidence = [
-            t
-            for f, d, v in zip(films, directors, values)
-            for t in ([f, "director", d], [d, relation, v])
-        ]
+        directors = [self._stated_fact(film, "director") for film in films]
+        if directors[0] == directors[1]:
+            return None
+        values = [director_value(film) for film in films]
+        evidence = []
+        for film, director, value in zip(films, directors, values):
+            evidence.append([film, "director", director])
+            evidence.append([director, relation, value])
         if relation == "nationality":
-            return self._question(
-                "bridge_comparison",
-                SAME["film"].format(a=a, b=b),
-                "yes" if same else "no",
-                evidence,
-            )
-        form, earlier = self.rng.choice(BRIDGE_COMPARE)
-        answer = films[(year(values[0]) < year(values[1])) != earlier]
-        return self._question(
-            "bridge_comparison",
-            form.format(a=a, b=b),
-            answer,
-            evidence,
-            earlier=earlier,
+            text = SAME["film"].format(a=films[0], b=films[1])
+            answer = "yes" if want_same else "no"
+            return _question("bridge_comparison", text, answer, evidence)
+        return self._which_of_two(
+            "bridge_comparison", BRIDGE_COMPARE, films, values, evidence
         )
+
+    def _stated_fact(self, title: str, relation: str) -> str | None:
+        """A fact that the passage of `title` states, else None."""
+        if relation not in self.world.stated[title]:
+            return None
+        return self.world.facts[title].get(relation)
+
+    def _pair(
+        self,
+        kind: str,
+        value_of: Callable[[str], str | None],
+        want_same: bool | None,
+    ) -> list[str] | None:
+        """Two titles whose values are the same or not; for None, of different years."""
+        pool = self.subjects_by_kind[kind]
+        drawn = self.rng.sample(pool, min(len(pool), 60))
+        known = [title for title in drawn if value_of(title) is not None]
+        for other in known[1:]:
+            if _fits(value_of(known[0]), value_of(other), want_same):
+                return [known[0], other]
+        return None
+
+    def _which_of_two(
+        self,
+        kind: str,
+        forms: list,
+        titles: list[str],
+        values: list[str],
+        evidence: list[list[str]],
+    ) -> dict:
+        """Which of two titles has the earlier year, or the later one?"""
+        form, earlier = self.rng.choice(forms)
+        text = form.format(a=titles[0], b=titles[1])
+        first_is_earlier = year(values[0]) < year(values[1])
+        answer = titles[0] if first_is_earlier == earlier else titles[1]
+        return _question(kind, text, answer, evidence, earlier=earlier)
+
+
+def _fits(x: str, y: str, want_same: bool | None) -> bool:
+    if want_same is None:
+        return year(x) != year(y)
+    return (x == y) == want_same
+
+
+def _question(
+    kind: str, text: str, answer: str, evidence: list[list[str]], **more
+) -> dict:
+    return {
+        "question": text,
+        "golden_answers": [answer],
+        "type": kind,
+        "supporting_titles": [title for title, _, _ in evidence],
+        "evidence": evidence,
+        **more,
+    }
 
 
 def make_questions(
     world: World, counts: dict[str, int], subjects: set[str], seed: int, prefix: str
 ) -> list[dict]:
-    """`counts[type]` different questions of each type that name only entities in
-    `subjects`.
+    """Different questions of each type that name only entities in `subjects`.
+
+    Args:
+        world: what the questions are about.
+        counts: type -> how many questions.
+        subjects: titles of the world.
+        seed: the same seed gives the same questions.
+        prefix: of the ids, which are "prefix-0000", "prefix-0001", …
+
+    Returns:
+        Shuffled questions with `id`, `question`, `golden_answers`, `type`,
+        `supporting_titles`, `evidence` (a list of [title, relation, value]) and, where
+        years are compared, `earlier`.
 
     Raises:
         ValueError: if the world is too small to find that many.
     """
     rng = random.Random(f"questions-{world.seed}-{seed}")
-    asker, seen, out = _Asker(rng, world, subjects), set(), []
+    asker = _Asker(rng, world, subjects)
+    seen: set[str] = set()
+    questions: list[dict] = []
     for kind, wanted in counts.items():
-        found = tries = 0
-        while found < wanted:
-            tries += 1
-            if tries > 400 * wanted + 10_000:
-                raise ValueError(
-                    f"found {found} of {wanted} {kind} questions: make the world larger"
-                )
-            q = getattr(asker, kind)()
-            if (
-                q is None
-                or q["question"] in seen
-                or q["golden_answers"][0] in q["question"]
-                and (kind in ("single", "compositional", "inference"))
-            ):
-                continue
-            seen.add(q["question"])
-            out.append(q)
-            found += 1
-    rng.shuffle(out)
-    return [{"id": f"{prefix}-{i:04d}", **q} for i, q in enumerate(out)]
+        questions += _find_questions(asker, kind, wanted, seen)
+    rng.shuffle(questions)
+    return [
+        {"id": f"{prefix}-{number:04d}", **question}
+        for number, question in enumerate(questions)
+    ]
+
+
+def _find_questions(
+    asker: _Asker, kind: str, wanted: int, seen: set[str]
+) -> list[dict]:
+    """`wanted` questions of one type that are not in `seen`, which then holds them."""
+    found: list[dict] = []
+    tries = 0
+    while len(found) < wanted:
+        tries += 1
+        if tries > 400 * wanted + 10_000:
+            raise ValueError(
+                f"found {len(found)} of {wanted} {kind} questions:"
+                " make the world larger"
+            )
+        question = getattr(asker, kind)()
+        if question is None or question["question"] in seen:
+            continue
+        if kind in CHAINS and question["golden_answers"][0] in question["question"]:
+            continue
+        seen.add(question["question"])
+        found.append(question)
+    return found

@@ -1,7 +1,8 @@
 """Owns the fictional world: its facts, and Wikipedia-like passages that state them.
 
 The names are made up and every world deals the facts anew, so nothing can be answered
-from memory.
+from memory. A seed gives the same world on every machine: all functions draw from one
+random generator, so the order of their calls is part of the world.
 """
 
 import json
@@ -9,35 +10,60 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SHIPPED_SEED = (
-    7  # the world in data/miniwiki; tiny-lm is trained on worlds of other seeds
+# The world in data/miniwiki; tiny-lm is trained on worlds of other seeds.
+SHIPPED_SEED = 7
+
+WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+
+
+def _words(name: str) -> list[str]:
+    return WORDS[name].split()
+
+
+WOMEN = _words("women")
+MEN = _words("men")
+SURNAMES = _words("surnames")
+CITIES = _words("cities")
+COUNTRIES = _words("countries")
+ADJECTIVES = _words("adjectives")
+NOUNS = _words("nouns")
+TRADES = _words("trades")
+OCCUPATIONS = _words("occupations")
+GENRES = _words("genres")
+MONTHS = _words("months")
+
+# Relation -> sentence patterns: {s} subject, {p} its possessive, {o} the value.
+SENTENCES: dict[str, list[str]] = WORDS["sentences"]
+
+# Kind -> what a sentence calls a thing that was named before.
+LATER: dict[str, str] = WORDS["later"]
+
+# What questions build on, so passages nearly always state it.
+BUILT_ON = (
+    "father",
+    "mother",
+    "spouse",
+    "director",
+    "performer",
+    "founder",
+    "birth_date",
 )
 
-_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+FIRST_FILM = 1930
+LAST_YEAR = 1999
 
-(
-    WOMEN,
-    MEN,
-    SURNAMES,
-    CITIES,
-    COUNTRIES,
-    ADJECTIVES,
-    NOUNS,
-    TRADES,
-    OCCUPATIONS,
-    GENRES,
-    MONTHS,
-) = (words.split() for words in _WORDS.values() if isinstance(words, str))
-
-# By fact. Sentence patterns: {s} subject, {p} its possessive, {o} the value.
-SENTENCES: dict[str, list[str]] = _WORDS["sentences"]
-LATER: dict[str, str] = _WORDS["later"]  # what to call a thing once it was named
+# First and last year of birth.
+FOUNDERS_BORN = (1880, 1900)
+CHILDREN_BORN = ((1906, 1930), (1936, 1965))
 
 
 @dataclass
 class World:
-    """One world. `facts[title][relation]` is true; only `stated[title]` can be read in
-    a passage."""
+    """One world.
+
+    `facts[title][relation]` is true; only what is in `stated[title]` can be read in a
+    passage.
+    """
 
     seed: int
     kind: dict[str, str] = field(default_factory=dict)
@@ -46,7 +72,14 @@ class World:
     passages: list[dict] = field(default_factory=list)
 
     def of(self, kind: str) -> list[str]:
-        return [t for t, k in self.kind.items() if k == kind]
+        """The titles of one kind: person, film, song, company, city or country."""
+        return [title for title, its_kind in self.kind.items() if its_kind == kind]
+
+    def add(self, kind: str, title: str, facts: dict[str, str]) -> None:
+        """Add a thing, unless its title is taken."""
+        if title not in self.kind:
+            self.kind[title] = kind
+            self.facts[title] = facts
 
 
 def base_name(title: str) -> str:
@@ -59,224 +92,315 @@ def year(value: str) -> int:
     return int(value.split()[-1])
 
 
-def _date(rng: random.Random, first: int, last: int) -> str:
-    return (
-        f"{rng.randint(1, 28)} {rng.choice(MONTHS)}"
-        f" {rng.randint(first, min(last, 1999))}"
-    )
+def make_world(seed: int, families: int = 100) -> World:
+    """A world with about 16 passages per family.
+
+    Args:
+        seed: the same seed gives the same world on every machine.
+        families: founding couples; 100 make about 1,700 passages.
+    """
+    rng = random.Random(f"miniwiki-{seed}")
+    world = World(seed)
+    _add_places(rng, world, families)
+    _add_people(rng, world, families)
+    _make_namesakes(rng, world, share=0.06)
+    makers = [p for p in world.of("person") if "father" in world.facts[p]]
+    for _ in range(5 * families):
+        _add_film(rng, world, makers)
+    for _ in range(3 * families // 2):
+        _add_song(rng, world, makers)
+        _add_company(rng, world, makers)
+    for number, title in enumerate(world.facts):
+        world.passages.append(_passage(rng, world, title, number))
+    return world
 
 
-def _people(rng: random.Random, world: World, families: int, cities: list[str]) -> None:
-    """Three generations. Children bear the father's surname; couples come from two
-    families."""
-    taken: dict[str, list[str]] = {}
+def _add_places(rng: random.Random, world: World, families: int) -> None:
+    """Twenty countries, and cities in them; the first city of each is its capital."""
+    countries = rng.sample(COUNTRIES, 20)
+    wanted = max(len(countries), families * 8 // 10)
+    cities = rng.sample(CITIES, min(len(CITIES), wanted))
+    for country in countries:
+        world.add("country", country, {})
+    for i, city in enumerate(cities):
+        is_capital = i < len(countries)
+        country = countries[i] if is_capital else rng.choice(countries)
+        river = rng.choice(SURNAMES)
+        world.add("city", city, {"country": country, "river": river})
+        if is_capital:
+            world.facts[country]["capital"] = city
+
+
+class _Registry:
+    """Enters people into a world, and remembers whose name and occupation is taken."""
+
+    def __init__(self, rng: random.Random, world: World):
+        self.rng = rng
+        self.world = world
+        self.cities = world.of("city")
+        self.countries = world.of("country")
+        # Name -> the occupations of those who bear it.
+        self.taken: dict[str, list[str]] = {}
 
     def person(
-        woman: bool,
+        self,
+        sex: str,
         surname: str,
         born: tuple[int, int],
-        parents: tuple[str, str] | None,
+        parents: tuple[str, str] | None = None,
     ) -> str:
-        pool = [n for n in (WOMEN if woman else MEN) if f"{n} {surname}" not in taken]
-        name = f"{rng.choice(pool or (WOMEN if woman else MEN))} {surname}"
-        jobs = [j for j in OCCUPATIONS if j not in taken.get(name, [])]
-        job = rng.choice(jobs)
-        title = f"{name} ({job})" if name in taken else name
-        taken.setdefault(name, []).append(job)
-        home = rng.choice(cities)
-        own = world.facts[home]["country"]
-        facts = {
-            "sex": "woman" if woman else "man",
-            "occupation": job,
-            "birth_city": home,
-            "birth_date": _date(rng, *born),
-            "nationality": own
-            if rng.random() < 0.7
-            else rng.choice(world.of("country")),
-        }
+        """Add a person born in the years of `born`, and return the title."""
+        name = self._name(sex, surname)
+        namesakes = self.taken.setdefault(name, [])
+        occupation = self.rng.choice([o for o in OCCUPATIONS if o not in namesakes])
+        title = f"{name} ({occupation})" if namesakes else name
+        namesakes.append(occupation)
+        facts = {"sex": sex, "occupation": occupation, **self._origin(born)}
+        # Those who were born later may still be alive.
         if born[1] < 1935:
             birth = year(facts["birth_date"])
-            facts["death_date"] = _date(rng, birth + 40, birth + 85)
+            facts["death_date"] = _date(self.rng, birth + 40, birth + 85)
         if parents:
             facts["father"], facts["mother"] = parents
-        world.kind[title], world.facts[title] = "person", facts
+        self.world.add("person", title, facts)
         return title
 
-    def marry(a: str, b: str) -> None:
-        world.facts[a]["spouse"], world.facts[b]["spouse"] = b, a
+    def _name(self, sex: str, surname: str) -> str:
+        first_names = WOMEN if sex == "woman" else MEN
+        free = [n for n in first_names if f"{n} {surname}" not in self.taken]
+        return f"{self.rng.choice(free or first_names)} {surname}"
 
+    def _origin(self, born: tuple[int, int]) -> dict[str, str]:
+        home = self.rng.choice(self.cities)
+        birth_date = _date(self.rng, *born)
+        if self.rng.random() < 0.7:
+            nationality = self.world.facts[home]["country"]
+        else:
+            nationality = self.rng.choice(self.countries)
+        return {
+            "birth_city": home,
+            "birth_date": birth_date,
+            "nationality": nationality,
+        }
+
+
+def _date(rng: random.Random, first: int, last: int) -> str:
+    day = rng.randint(1, 28)
+    month = rng.choice(MONTHS)
+    return f"{day} {month} {rng.randint(first, min(last, LAST_YEAR))}"
+
+
+def _add_people(rng: random.Random, world: World, families: int) -> None:
+    """Three generations. Children bear the father's surname."""
+    registry = _Registry(rng, world)
+    couples = _founding_couples(rng, registry, families)
+    for born in CHILDREN_BORN:
+        sons, daughters = _children(rng, registry, couples, born)
+        rng.shuffle(sons)
+        couples = _marry_children(rng, world, sons, daughters)
+
+
+def _founding_couples(
+    rng: random.Random, registry: _Registry, families: int
+) -> list[tuple[str, str]]:
     surnames = rng.sample(SURNAMES, min(len(SURNAMES), 2 * families))
     couples = []
     for i in range(families):
-        man = person(False, surnames[2 * i % len(surnames)], (1880, 1900), None)
-        wife = person(True, surnames[(2 * i + 1) % len(surnames)], (1880, 1900), None)
-        marry(man, wife)
+        his_surname = surnames[2 * i % len(surnames)]
+        her_surname = surnames[(2 * i + 1) % len(surnames)]
+        man = registry.person("man", his_surname, FOUNDERS_BORN)
+        wife = registry.person("woman", her_surname, FOUNDERS_BORN)
+        _marry(registry.world, man, wife)
         couples.append((man, wife))
-    for born in ((1906, 1930), (1936, 1965)):
-        sons, daughters = [], []
-        for man, wife in couples:
-            for woman in (True, False, rng.random() < 0.5):
-                child = person(woman, base_name(man).split()[-1], born, (man, wife))
-                (daughters if woman else sons).append(child)
-        rng.shuffle(sons)
-        couples = []
-        for man, wife in zip(sons, daughters):
-            if (
-                world.facts[man]["father"] != world.facts[wife]["father"]
-                and rng.random() < 0.5
-            ):
-                marry(man, wife)
-                couples.append((man, wife))
+    return couples
 
 
-def _namesakes(rng: random.Random, world: World, share: float) -> None:
-    """Hard negatives: some people bear the name of a relative, and both titles name the
-    occupation."""
+def _children(
+    rng: random.Random,
+    registry: _Registry,
+    couples: list[tuple[str, str]],
+    born: tuple[int, int],
+) -> tuple[list[str], list[str]]:
+    """Three children per couple: sons and daughters, at least one of each."""
+    sons = []
+    daughters = []
+    for man, wife in couples:
+        surname = base_name(man).split()[-1]
+        third = "woman" if rng.random() < 0.5 else "man"
+        for sex in ("woman", "man", third):
+            child = registry.person(sex, surname, born, (man, wife))
+            siblings = daughters if sex == "woman" else sons
+            siblings.append(child)
+    return sons, daughters
+
+
+def _marry_children(
+    rng: random.Random, world: World, sons: list[str], daughters: list[str]
+) -> list[tuple[str, str]]:
+    """Half of the pairs that are not brother and sister marry."""
+    couples = []
+    for man, wife in zip(sons, daughters):
+        related = world.facts[man]["father"] == world.facts[wife]["father"]
+        if not related and rng.random() < 0.5:
+            _marry(world, man, wife)
+            couples.append((man, wife))
+    return couples
+
+
+def _marry(world: World, man: str, wife: str) -> None:
+    world.facts[man]["spouse"] = wife
+    world.facts[wife]["spouse"] = man
+
+
+def _make_namesakes(rng: random.Random, world: World, share: float) -> None:
+    """Hard negatives: a share of the people get the name of another with their surname.
+
+    The titles of both then name the occupation.
+    """
     people = [p for p in world.of("person") if "(" not in p]
     rng.shuffle(people)
     for one in people[: int(share * len(people))]:
         for other in people:
-            if (
-                one in world.kind
-                and other in world.kind
-                and _can_be_namesakes(world, one, other)
-            ):
+            not_renamed = one in world.kind and other in world.kind
+            if not_renamed and _can_be_namesakes(world, one, other):
                 for person in (one, other):
-                    _rename(
-                        world, person, f"{one} ({world.facts[person]['occupation']})"
-                    )
+                    occupation = world.facts[person]["occupation"]
+                    _rename(world, person, f"{one} ({occupation})")
 
 
 def _can_be_namesakes(world: World, one: str, other: str) -> bool:
-    """Whether two people have one surname and sex, but neither one father nor one
-    occupation."""
-    a, b = world.facts[one], world.facts[other]
+    """Whether two people share surname and sex, but neither father nor occupation."""
+    if one == other:
+        return False
+    a = world.facts[one]
+    b = world.facts[other]
+    same_surname = one.split()[-1] == other.split()[-1]
+    same_sex = a["sex"] == b["sex"]
+    same_occupation = a["occupation"] == b["occupation"]
+    siblings = "father" in a and a["father"] == b.get("father")
+    title_taken = any(f"{one} ({f['occupation']})" in world.kind for f in (a, b))
     return (
-        one != other
-        and one.split()[-1] == other.split()[-1]
-        and a["sex"] == b["sex"]
-        and a["occupation"] != b["occupation"]
-        and ("father" not in a or a["father"] != b.get("father"))
-        and not any(f"{one} ({f['occupation']})" in world.kind for f in (a, b))
+        same_surname and same_sex and not (same_occupation or siblings or title_taken)
     )
 
 
 def _rename(world: World, old: str, new: str) -> None:
-    world.kind[new], world.facts[new] = world.kind.pop(old), world.facts.pop(old)
+    world.kind[new] = world.kind.pop(old)
+    world.facts[new] = world.facts.pop(old)
     for facts in world.facts.values():
         for relation, value in facts.items():
             if value == old:
                 facts[relation] = new
 
 
-def make_world(seed: int, families: int = 100) -> World:
-    """A world with about 16 passages a family.
+def _add_film(rng: random.Random, world: World, makers: list[str]) -> None:
+    """A film, or now and then a remake: two films with one title, in two years."""
+    title = _title_of_work(rng)
+    if rng.random() < 0.06:
+        versions = [_film(rng, makers), _film(rng, makers)]
+        different_years = versions[0]["release_year"] != versions[1]["release_year"]
+        if different_years and title not in world.kind:
+            for facts in versions:
+                world.add("film", _remake_title(title, facts["release_year"]), facts)
+    elif not _has_remakes(world, title):
+        world.add("film", title, _film(rng, makers))
 
-    Args:
-        seed: the same seed gives the same world on every machine.
-        families: founding couples; 100 makes about 1,700 passages.
-    """
-    rng = random.Random(f"miniwiki-{seed}")
-    world = World(seed)
-    countries = rng.sample(COUNTRIES, 20)
-    cities = rng.sample(CITIES, min(len(CITIES), max(20, families * 8 // 10)))
-    for c in countries:
-        world.kind[c], world.facts[c] = "country", {}
-    for i, c in enumerate(cities):
-        country = countries[i] if i < len(countries) else rng.choice(countries)
-        world.kind[c], world.facts[c] = (
-            "city",
-            {"country": country, "river": rng.choice(SURNAMES)},
-        )
-        if i < len(countries):
-            world.facts[country]["capital"] = c
-    _people(rng, world, families, cities)
-    _namesakes(rng, world, 0.06)
-    makers = [p for p in world.of("person") if "father" in world.facts[p]]
 
-    def add(kind: str, title: str, facts: dict[str, str]) -> None:
-        if title not in world.kind:
-            world.kind[title], world.facts[title] = kind, facts
+def _film(rng: random.Random, makers: list[str]) -> dict[str, str]:
+    return {
+        "director": rng.choice(makers),
+        "release_year": _year_of_work(rng),
+        "genre": rng.choice(GENRES),
+    }
 
-    def work_title() -> str:
-        a, (n, other) = rng.choice(ADJECTIVES), rng.sample(NOUNS, 2)
-        return rng.choice([f"{a} {n}", f"The {a} {n}", f"The {n} and the {other}"])
 
-    def film() -> dict[str, str]:
-        return {
-            "director": rng.choice(makers),
-            "release_year": str(rng.randint(1930, 1999)),
-            "genre": rng.choice(GENRES),
-        }
+def _remake_title(title: str, release_year: int | str) -> str:
+    return f"{title} ({release_year} film)"
 
-    for _ in range(5 * families):
-        title = work_title()
-        if rng.random() < 0.06:  # a remake: one title, two years
-            versions = [film(), film()]
-            if (
-                versions[0]["release_year"] != versions[1]["release_year"]
-                and title not in world.kind
-            ):
-                for facts in versions:
-                    add("film", f"{title} ({facts['release_year']} film)", facts)
-        elif not any(f"{title} ({y} film)" in world.kind for y in range(1930, 2000)):
-            add("film", title, film())
-    for _ in range(3 * families // 2):
-        add(
-            "song",
-            work_title(),
-            {
-                "performer": rng.choice(makers),
-                "release_year": str(rng.randint(1930, 1999)),
-            },
-        )
-        add(
-            "company",
-            f"{rng.choice(SURNAMES)} {rng.choice(TRADES)}",
-            {
-                "founder": rng.choice(makers),
-                "founded": str(rng.randint(1930, 1999)),
-                "headquarters": rng.choice(cities),
-            },
-        )
-    for number, title in enumerate(world.facts):
-        world.passages.append(_passage(rng, world, title, number))
-    return world
+
+def _has_remakes(world: World, title: str) -> bool:
+    years = range(FIRST_FILM, LAST_YEAR + 1)
+    return any(_remake_title(title, y) in world.kind for y in years)
+
+
+def _add_song(rng: random.Random, world: World, makers: list[str]) -> None:
+    title = _title_of_work(rng)
+    facts = {"performer": rng.choice(makers), "release_year": _year_of_work(rng)}
+    world.add("song", title, facts)
+
+
+def _add_company(rng: random.Random, world: World, makers: list[str]) -> None:
+    title = f"{rng.choice(SURNAMES)} {rng.choice(TRADES)}"
+    facts = {
+        "founder": rng.choice(makers),
+        "founded": _year_of_work(rng),
+        "headquarters": rng.choice(world.of("city")),
+    }
+    world.add("company", title, facts)
+
+
+def _title_of_work(rng: random.Random) -> str:
+    adjective = rng.choice(ADJECTIVES)
+    noun, other = rng.sample(NOUNS, 2)
+    patterns = [
+        f"{adjective} {noun}",
+        f"The {adjective} {noun}",
+        f"The {noun} and the {other}",
+    ]
+    return rng.choice(patterns)
+
+
+def _year_of_work(rng: random.Random) -> str:
+    return str(rng.randint(FIRST_FILM, LAST_YEAR))
 
 
 def _passage(rng: random.Random, world: World, title: str, number: int) -> dict:
-    """One to four sentences about `title`, and `world.stated[title]` says which facts
-    they hold."""
-    kind, facts = world.kind[title], world.facts[title]
-    relations = [
-        r for r in facts if r != "sex" and not (r == "release_year" and "(" in title)
+    """One to four sentences about `title`.
+
+    `world.stated[title]` then says which facts they hold.
+    """
+    relations = _relations_to_state(rng, world, title)
+    sentences = [
+        _sentence(rng, world, title, relation, is_first=i == 0)
+        for i, relation in enumerate(relations)
     ]
+    world.stated[title] = set(relations)
+    return {"id": f"w{number:05d}", "title": title, "text": " ".join(sentences)}
+
+
+def _relations_to_state(rng: random.Random, world: World, title: str) -> list[str]:
+    relations = [r for r in world.facts[title] if _can_be_stated(r, title)]
     rng.shuffle(relations)
-    # What questions build on is nearly always stated; the rest fills up.
-    key = (
-        "father",
-        "mother",
-        "spouse",
-        "director",
-        "performer",
-        "founder",
-        "birth_date",
-    )
-    relations.sort(key=lambda r: r in key and rng.random() < 0.7, reverse=True)
-    chosen = relations[: rng.randint(min(3, len(relations)), 4)]
+    first = [r for r in relations if r in BUILT_ON and rng.random() < 0.7]
+    rest = [r for r in relations if r not in first]
+    number = rng.randint(min(3, len(relations)), 4)
+    chosen = (first + rest)[:number]
     rng.shuffle(chosen)
-    text = []
-    for i, relation in enumerate(chosen):
-        name = base_name(title)
-        if i == 0:
-            s, p = name, f"{name}'s"
-        elif kind == "person":
-            s, p = ("She", "Her") if facts["sex"] == "woman" else ("He", "His")
-        else:
-            s, p = LATER[kind], f"{LATER[kind]}'s"
-        pattern = rng.choice(SENTENCES[relation])
-        if not pattern.startswith(("{s}", "{p}")):
-            s = s[0].lower() + s[1:] if i else s
-        text.append(pattern.format(s=s, p=p, o=facts[relation]))
-    world.stated[title] = set(chosen)
-    return {"id": f"w{number:05d}", "title": title, "text": " ".join(text)}
+    return chosen
+
+
+def _can_be_stated(relation: str, title: str) -> bool:
+    # The title of a remake gives its year away.
+    year_in_title = relation == "release_year" and "(" in title
+    return relation != "sex" and not year_in_title
+
+
+def _sentence(
+    rng: random.Random, world: World, title: str, relation: str, is_first: bool
+) -> str:
+    subject, possessive = _how_to_call(world, title, is_first)
+    pattern = rng.choice(SENTENCES[relation])
+    subject_is_inside = not pattern.startswith(("{s}", "{p}"))
+    if subject_is_inside and not is_first:
+        subject = subject[0].lower() + subject[1:]
+    return pattern.format(s=subject, p=possessive, o=world.facts[title][relation])
+
+
+def _how_to_call(world: World, title: str, is_first: bool) -> tuple[str, str]:
+    """Subject and possessive: the name at first, then "She" or "The film"."""
+    kind = world.kind[title]
+    if kind == "person" and not is_first:
+        is_woman = world.facts[title]["sex"] == "woman"
+        return ("She", "Her") if is_woman else ("He", "His")
+    name = base_name(title) if is_first else LATER[kind]
+    return name, f"{name}'s"

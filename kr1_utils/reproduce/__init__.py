@@ -1,19 +1,23 @@
-"""The whole run: the notebooks 01–05 in order, headless, resumable."""
+"""The whole run: the notebooks 01–05 in order, headless, finished ones skipped."""
 
 from kr1_utils.reproduce.stages import (
-    NOTEBOOKS,
-    REQUIRED_OUTPUTS,
-    arguments,
+    STAGES,
+    Request,
+    Stage,
     is_complete,
     reproduce,
+    run_stage,
     show,
+    stamp,
 )
 
 __all__ = [
-    "NOTEBOOKS",
-    "REQUIRED_OUTPUTS",
-    "arguments",
+    "STAGES",
+    "Request",
+    "Stage",
     "is_complete",
     "reproduce",
+    "run_stage",
     "show",
+    "stamp",
 ]

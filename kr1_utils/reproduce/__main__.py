@@ -1,4 +1,4 @@
-"""`python -m kr1_utils.reproduce`: the same as `kr1 run`."""
+"""Owns `python -m kr1_utils.reproduce`: the same as `kr1 run`."""
 
 import sys
 

@@ -1,91 +1,130 @@
 """Owns the dry run: what a run would take, said before it."""
 
-import argparse
-
-import torch
-
-from kr1_utils import memory, models
 from kr1_utils.corpus import locate_files
-from kr1_utils.files import REPO
-from kr1_utils.profiles import resolve, table
-from kr1_utils.trainer import grpo
+from kr1_utils.extras import missing
+from kr1_utils.files import in_repository
+from kr1_utils.memory.forecast import count_parameters, forecast, show
+from kr1_utils.memory.measure import this_gpu
+from kr1_utils.models import lora_config
+from kr1_utils.profiles import Profile, resolve, table
+from kr1_utils.reproduce.stages import Request
+from kr1_utils.trainer import grpo_config
+
+try:
+    import torch
+except ImportError:
+    torch = missing("train")
+
+# Per weight and token: forward while sampling, then, with checkpointing, forward twice
+# and backward, which counts double.
+OPERATIONS = 10
+OPERATIONS_PER_SECOND = 1e14
+# The mean length of a response in the original's training.
+ORIGINAL_TOKENS = 300
+
+GRPO_SETTINGS = (
+    "generation_batch_size",
+    "max_completion_length",
+    "reward_weights",
+    "seed",
+)
+LORA_SETTINGS = ("r", "lora_alpha", "target_modules", "lora_dropout")
+VLLM_SETTINGS = (
+    "gpu_memory_utilization",
+    "max_model_length",
+    "enable_sleep_mode",
+    "tensor_parallel_size",
+    "importance_sampling_correction",
+)
 
 
-def dry_run(args: argparse.Namespace) -> str:
-    """What a run would take: all arguments resolved, TRL's, PEFT's and vLLM's
-    configurations built, memory, hours and downloads. Nothing is written, fetched or
-    loaded.
+def dry_run(request: Request, gpu_gib: int | None = None) -> str:
+    """What a run would take: settings, memory, hours and downloads.
 
-    The hours are an estimate: sampling and training take 10 operations a weight and
-    token (forward while sampling, then forward twice and backward for checkpointing),
-    of which a large GPU does 10^14 a second."""
-    profile = resolve(args.profile, args.overrides)
-    if args.data:
-        locate_files(profile, args.data)  # refuses a folder without passages
-    config = grpo.grpo_config(
-        profile, args.seed, args.out or "OUT", use_cpu=not torch.cuda.is_available()
+    All arguments are resolved, and TRL's, PEFT's and vLLM's settings are built as a run
+    builds them. Nothing is written, fetched or loaded. The hours are an estimate.
+
+    Args:
+        gpu_gib: the GPU's memory; None is this machine's, or 80 GiB without a GPU.
+
+    Raises:
+        ValueError, OSError: for a request that a run would refuse.
+    """
+    profile = resolve(request.profile, request.overrides)
+    if request.data:
+        # It refuses a folder without passages.
+        locate_files(profile, request.data)
+    config = grpo_config(
+        profile,
+        request.seed,
+        request.out or "OUT",
+        use_cpu=not torch.cuda.is_available(),
     )
-    lora, size = models.lora_config(profile), memory.count_parameters(profile.model)
-    sampled, longest = (
-        config.max_steps * config.generation_batch_size,
-        profile.limits.max_response_tokens,
-    )
-    hours = [sampled * tokens * 10 * size / 1e14 / 3600 for tokens in (300, longest)]
-    forecast = memory.forecast(profile, gpu_gib=args.gpu_gib or memory.this_gpu())
-    local = (REPO / profile.model).is_dir()
-    return "\n".join(
-        [
-            "settings",
-            *(
-                f"  {name} = {value}"
-                for name, value in table(profile)
-                if name not in profile.grpo
-            ),
-            "GRPOConfig",
-            *(
-                f"  {name} = {getattr(config, name)}"
-                for name in (
-                    *profile.grpo,
-                    "generation_batch_size",
-                    "max_completion_length",
-                    "reward_weights",
-                    "seed",
-                )
-            ),
-            "LoraConfig" if lora else "no LoRA: all weights",
-            *(
-                f"  {name} = {getattr(lora, name)}"
-                for name in ("r", "lora_alpha", "target_modules", "lora_dropout")
-                if lora
-            ),
-            "vLLM, colocated" if config.use_vllm else "no vLLM: transformers samples",
-            *(
-                f"  {name} = {getattr(config, f'vllm_{name}')}"
-                for name in (
-                    "gpu_memory_utilization",
-                    "max_model_length",
-                    "enable_sleep_mode",
-                    "tensor_parallel_size",
-                    "importance_sampling_correction",
-                )
-                if config.use_vllm
-            ),
-            "memory",
-            f"  {memory.show(forecast)}",
-            (
-                f"time, estimated, not measured\n  {config.max_steps} steps of"
-                f" {config.generation_batch_size} trajectories: {hours[0]:,.1f} hours"
-                f" at the original's 300 tokens each, {hours[1]:,.1f} at"
-                " max_response_tokens, on a GPU that does 10^14 operations a second"
-            ),
-            "downloads",
-            (
-                f"  {profile.model}:"
-                f" {'here already' if local else f'{2 * size / 1e9:.1f} GB'}"
-            ),
-            (
-                "  passages and questions:"
-                f" {args.data or profile.corpus or 'yours, in --data'}"
-            ),
-        ]
-    )
+    weights = count_parameters(profile.model)
+    lines = [
+        *_profile_lines(profile),
+        *_grpo_lines(profile, config),
+        *_lora_lines(profile),
+        *_vllm_lines(config),
+        "memory",
+        f"  {show(forecast(profile, gpu_gib=gpu_gib or this_gpu()))}",
+        *_time_lines(profile, config, weights),
+        *_download_lines(profile, request.data, weights),
+    ]
+    return "\n".join(lines)
+
+
+def _profile_lines(profile: Profile) -> list[str]:
+    """The profile's own settings."""
+    rows = [row for row in table(profile) if row[0] not in profile.grpo]
+    return ["settings", *(f"  {name} = {value}" for name, value in rows)]
+
+
+def _grpo_lines(profile: Profile, config) -> list[str]:
+    """TRL's settings that the profile sets, and those that follow from them."""
+    names = (*profile.grpo, *GRPO_SETTINGS)
+    return ["GRPOConfig", *(f"  {name} = {getattr(config, name)}" for name in names)]
+
+
+def _lora_lines(profile: Profile) -> list[str]:
+    """PEFT's settings."""
+    lora = lora_config(profile)
+    if lora is None:
+        return ["no LoRA: all weights"]
+    values = [f"  {name} = {getattr(lora, name)}" for name in LORA_SETTINGS]
+    return ["LoraConfig", *values]
+
+
+def _vllm_lines(config) -> list[str]:
+    """vLLM's settings, if it samples."""
+    if not config.use_vllm:
+        return ["no vLLM: transformers samples"]
+    values = [f"  {name} = {getattr(config, f'vllm_{name}')}" for name in VLLM_SETTINGS]
+    return ["vLLM, colocated", *values]
+
+
+def _time_lines(profile: Profile, config, weights: int) -> list[str]:
+    """The hours of training on one large GPU, for short and for longest responses."""
+    trajectories = config.max_steps * config.generation_batch_size
+    hours_per_token = trajectories * OPERATIONS * weights / OPERATIONS_PER_SECOND / 3600
+    short = hours_per_token * ORIGINAL_TOKENS
+    long = hours_per_token * profile.limits.max_response_tokens
+    return [
+        "time, estimated, not measured",
+        f"  {config.max_steps} steps of {config.generation_batch_size} trajectories:"
+        f" {short:,.1f} hours at the original's {ORIGINAL_TOKENS} tokens each,"
+        f" {long:,.1f} at max_response_tokens, on a GPU that does 10^14 operations a"
+        " second",
+    ]
+
+
+def _download_lines(profile: Profile, data: str, weights: int) -> list[str]:
+    """What a run would fetch: the model's weights, and passages."""
+    size = f"{2 * weights / 1e9:.1f} GB"
+    if in_repository(profile.model).is_dir():
+        size = "here already"
+    return [
+        "downloads",
+        f"  {profile.model}: {size}",
+        f"  passages and questions: {data or profile.corpus or 'yours, in --data'}",
+    ]

@@ -4,60 +4,65 @@ import sys
 import time
 from pathlib import Path
 
-import papermill
-from papermill.exceptions import PapermillExecutionError
+from kr1_utils.extras import missing
+from kr1_utils.files import atomic_write, display_path
 
-from kr1_utils.files import REPO, atomic_write, display_path
+try:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+except ImportError:
+    papermill = missing("notebooks")
+    # `except` takes a tuple of exceptions too, and an empty one catches nothing.
+    PapermillExecutionError = ()
 
-NOTEBOOKS = {
-    "01": "01_build_index",
-    "02": "02_agent_loop",
-    "03": "03_train_grpo",
-    "04": "04_evaluate",
-    "05": "05_response_length",
-}
-
-# of a kernel; it names nothing
+# The kernel runs this line first. It leaves no name behind in the notebook.
 END_WITH_PARENT = "__import__('kr1_utils.processes').processes.end_with_parent()"
 
 
-def run_notebook(number: str, parameters: dict, out: Path) -> float:
-    """Execute one notebook into OUT/<number>.ipynb and return the seconds it took.
+def run_notebook(source: Path, parameters: dict, executed: Path) -> float:
+    """Execute a notebook in its own folder and save it, whole, as `executed`.
+
+    Args:
+        source: the notebook.
+        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES; paths are absolute.
+        executed: where it is saved with its outputs, for example OUT/01.ipynb.
+
+    Returns:
+        the seconds it took.
 
     Raises:
         RuntimeError: if a cell fails, naming notebook, cell and error; the notebook up
-            to there stays as OUT/<number>.failed.ipynb.
+            to there stays beside `executed`, for example as OUT/01.failed.ipynb.
+        ImportError: without the extra [notebooks].
     """
-    source = REPO / "notebooks" / f"{NOTEBOOKS[number]}.ipynb"
-    failed, started = out / f"{number}.failed.ipynb", time.perf_counter()
+    started = time.perf_counter()
+    failed = executed.with_suffix(".failed.ipynb")
     try:
         papermill.execute_notebook(
             source,
             failed,
             parameters=parameters,
-            progress_bar=False,
             cwd=source.parent,
-            stderr_file=sys.stderr,  # where bars are drawn;
-            coalesce_streams=True,  # what is saved holds their last state
+            # Our own bars are drawn on stderr; papermill's would fall among them.
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            # Of a bar that moved, only its last state is saved.
+            coalesce_streams=True,
             extra_arguments=[
                 f"--IPKernelApp.exec_lines={END_WITH_PARENT}",
+                # Only errors: the kernel would warn of its sockets.
                 "--IPKernelApp.log_level=40",
             ],
-        )  # it warns of its sockets
-        atomic_write(
-            out / f"{number}.ipynb", lambda done: done.write(failed.read_bytes())
         )
+        content = failed.read_bytes()
+        atomic_write(executed, lambda file: file.write(content))
     except PapermillExecutionError as error:
         raise RuntimeError(
-            f"Stopped in notebook {NOTEBOOKS[number]}, cell {error.cell_index}: "
-            f"{error.ename}: {error.evalue} (see {display_path(failed)})"
+            f"Stopped in notebook {source.stem}, cell {error.cell_index}:"
+            f" {error.ename}: {error.evalue} (see {display_path(failed)})"
         ) from error
-    except (
-        RuntimeError,
-        OSError,
-    ) as error:  # the kernel was killed, or OUT can not be written
-        raise RuntimeError(
-            f"Stopped in notebook {NOTEBOOKS[number]}: {error}"
-        ) from error
+    except (RuntimeError, OSError) as error:
+        # The kernel was killed, or OUT cannot be written.
+        raise RuntimeError(f"Stopped in notebook {source.stem}: {error}") from error
     failed.unlink()
     return time.perf_counter() - started

@@ -1,6 +1,6 @@
 """Retrieval: a BM25 index over passages, a thousand or 21 million of them."""
 
-from kr1_utils.retriever.build import SHARD, fingerprint
+from kr1_utils.retriever.build import SHARD, fingerprint, write_index
 from kr1_utils.retriever.manifest import BM25, MANIFEST, STEMMER, STOP_WORDS
 from kr1_utils.retriever.search import Retriever
 
@@ -12,4 +12,5 @@ __all__ = [
     "STOP_WORDS",
     "Retriever",
     "fingerprint",
+    "write_index",
 ]

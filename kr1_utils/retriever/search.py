@@ -1,65 +1,61 @@
-"""Owns searching: a BM25 index over passages, a thousand or 21 million of them.
-
-Tokens and scores are those of bm25s (Lù, 2024, https://arxiv.org/abs/2407.03618).
-"""
+"""Owns searching: a BM25 index over passages, a thousand or 21 million of them."""
 
 import json
+import math
 import mmap
 import os
-import shutil
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from joblib import Parallel, cpu_count
+from joblib import cpu_count
 
-from kr1_utils.corpus import read_passages
-from kr1_utils.files import atomic_write, replace_folder
-from kr1_utils.notebook import progress
-from kr1_utils.processes import end_with_parent
-from kr1_utils.retriever.build import (
-    DISK,
-    PROCESSES,
-    SHARD,
-    _line,
-    fingerprint,
-    write_shards,
-)
+from kr1_utils.retriever.arrays import ShardArrays, map_arrays, run_starts
+from kr1_utils.retriever.build import SHARD, fingerprint, write_index
 from kr1_utils.retriever.kernels import best_passages
-from kr1_utils.retriever.manifest import (
-    BM25,
-    MANIFEST,
-    STEMMER,
-    STOP_WORDS,
-    read_manifest,
-)
+from kr1_utils.retriever.manifest import STEMMER, STOP_WORDS, check_index
 from kr1_utils.retriever.tokens import tokenize, word_hashes
+
+# A batch of queries is searched in this many parts, unless they would be smaller.
+PARTS = 8
+SMALLEST_PART = 32
 
 
 class Retriever:
-    """A BM25 index over passages `{"id", "title", "text"}`; `search` takes many queries
-    at once."""
+    """A BM25 index over passages `{"id", "title", "text"}`, for many queries at once.
 
-    def __init__(self, folder: Path, manifest: dict, scratch=None) -> None:
-        self._stemmer, self._stop_words, self._scratch = (
-            manifest["stemmer"],
-            manifest["stop_words"],
-            scratch,
-        )
-        self._shards = [_Shard.open(folder, shard) for shard in manifest["shards"]]
-        sizes = [shard["passages"] for shard in manifest["shards"]]
-        self._starts = np.cumsum(
-            [0, *sizes]
-        ).tolist()  # row of each shard's first passage
+    Tokens and scores are those of bm25s (Lù, 2024, arXiv 2407.03618) with its method
+    "lucene", which is "Lucene (accurate)" in Kamphuis et al., 2020, "Which BM25 do you
+    mean?". Files are memory-mapped, so several processes share one copy.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict,
+        scratch: tempfile.TemporaryDirectory | None = None,
+    ) -> None:
+        """Open the index whose manifest was checked; see `build` and `open`.
+
+        Args:
+            scratch: what holds the index, if it goes when this object goes.
+        """
+        self._stemmer = manifest["stemmer"]
+        self._stop_words = manifest["stop_words"]
+        self._scratch = scratch
+        self._shards = [Shard.open(folder, entry) for entry in manifest["shards"]]
+        sizes = [entry["passages"] for entry in manifest["shards"]]
+        # The row of each shard's first passage. A list, because `bisect_right` is slow
+        # on arrays.
+        self._starts = run_starts(sizes).tolist()
         self._threads = ThreadPoolExecutor(cpu_count())
 
     def __len__(self) -> int:
+        """How many passages there are."""
         return self._starts[-1]
 
     @classmethod
@@ -69,90 +65,35 @@ class Retriever:
         folder: str | os.PathLike | None = None,
         stemmer: str = STEMMER,
         stop_words: str = STOP_WORDS,
+        shard_size: int = SHARD,
     ) -> "Retriever":
-        """Index `passages` in `folder`, whole or not at all; without a folder, for this
-        process alone.
-
-        Memory is bounded, for each core holds one shard at a time. What a build that
-        was killed had done is kept beside `folder`, and the next one takes it over.
+        """Index `passages` in `folder`, whole or not at all, and open the index.
 
         Args:
-            passages: any iterable, or a file (or data set of the hub) as
-                `data.read_passages` reads it.
+            passages, stemmer, stop_words, shard_size: see `build.write_index`.
+            folder: None for an index that goes when the returned object goes.
 
         Raises:
-            ValueError: if there are no passages, or none has a word to index.
+            ValueError: if there are no passages, or none has a word to index, or
+                `folder` holds something that is not an index of ours.
             OSError: if the disk has too little room, before anything is written.
         """
-        scratch = tempfile.TemporaryDirectory() if folder is None else None
-        folder = Path(scratch.name, "index") if scratch else Path(folder)
-        if folder.is_dir() and any(folder.iterdir()):
-            read_manifest(folder)  # refuses to replace what is not an index of ours
-        corpus, size = (
-            fingerprint(passages)
-            if isinstance(passages, list | str | os.PathLike)
-            else None,
-            0,
-        )
-        if isinstance(passages, str | os.PathLike):
-            if (file := Path(passages)).is_file():
-                size = file.stat().st_size * (3 if file.suffix == ".gz" else 1)
-            passages = read_passages(passages)
-        rows = iter(passages)
-        first = list(islice(rows, SHARD))
-        if not first:
-            raise ValueError("The corpus is empty: there is no passage to index.")
-        a_row = sum(len(_line(row)) for row in first) / len(first)
-        total = (
-            len(passages)
-            if isinstance(passages, list)
-            else max(len(first), int(size / a_row))
-        )
-        part = folder.with_name(folder.name + ".part")
-        if corpus and part.is_dir():
-            with suppress(
-                ValueError
-            ):  # unless all was made, and only the renaming was cut off
-                cls.open(part, stemmer, stop_words, corpus)
-                replace_folder(folder, part)
-                return cls.open(folder, stemmer, stop_words)
-        (part / MANIFEST).unlink(missing_ok=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        need, before = DISK * a_row * total, part.iterdir() if part.is_dir() else ()
-        free = shutil.disk_usage(folder.parent).free + sum(
-            f.stat().st_size for f in before
-        )
-        if need > free:
-            raise OSError(
-                f"The index takes up to {need / 2**30:.1f} GiB while it is made,"
-                f" {part.parent} has {free / 2**30:.1f}: make room, or choose another"
-                " folder."
-            )
-        part.mkdir(exist_ok=True)
-        with (
-            progress(total, "index", " passages", disable=total < SHARD) as bar,
-            Parallel(
-                min(cpu_count(), PROCESSES) if len(first) == SHARD else 1,
-                return_as="generator",
-                pre_dispatch="n_jobs",
-                initializer=end_with_parent,
-            ) as processes,
-        ):
-            manifest = write_shards(
-                part, chain(first, rows), stemmer, stop_words, processes, bar
-            )
-        manifest["corpus"] = corpus or manifest["corpus"]
-        atomic_write(
-            part / MANIFEST, lambda f: f.write(json.dumps(manifest, indent=1).encode())
-        )
-        replace_folder(folder, part)
-        return cls(folder, manifest, scratch)
+        scratch = None
+        if folder is None:
+            scratch = tempfile.TemporaryDirectory()
+            folder = Path(scratch.name, "index")
+        folder = Path(folder)
+        write_index(passages, folder, stemmer, stop_words, shard_size)
+        return cls(folder, check_index(folder, stemmer, stop_words), scratch)
 
     @classmethod
     def open_or_build(
         cls, passages: list[dict] | str | os.PathLike, folder: str | os.PathLike
     ) -> "Retriever":
         """Open the index in `folder`, or build it there if there is none.
+
+        Args:
+            passages: passages, a file or a data set of the hub, as in `build`.
 
         Raises:
             ValueError: if the index there is not ours, or is over other passages.
@@ -169,12 +110,12 @@ class Retriever:
         stop_words: str = STOP_WORDS,
         corpus: str | None = None,
     ) -> "Retriever":
-        """Open an index without reading it: memory-mapped, so that several processes
-        share one copy.
+        """Open an index without reading it.
 
         Args:
+            stemmer, stop_words: refuse an index that was built with others.
             corpus: refuse an index over other passages than those with this
-                `fingerprint`.
+                `fingerprint`; None for any.
 
         Raises:
             FileNotFoundError: if there is no index.
@@ -183,132 +124,155 @@ class Retriever:
         folder = Path(folder)
         if not folder.is_dir():
             raise FileNotFoundError(f"No index at {folder}: run 01_build_index first.")
-        manifest = read_manifest(folder)
-        settings = {
-            "format": 2,
-            "stemmer": stemmer,
-            "stop_words": stop_words,
-            "bm25": BM25,
-            "corpus": corpus,
-        }
-        for what, wanted in settings.items():
-            if wanted is not None and manifest.get(what) != wanted:
-                raise ValueError(
-                    f"The index in {folder} was built with {what}"
-                    f" {manifest.get(what)!r}, not {wanted!r}: build it again."
-                )
-        for name, size in manifest["files"].items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-                raise ValueError(
-                    f"The index in {folder} is incomplete ({name}): "
-                    "remove it and run 01_build_index."
-                )
-        return cls(folder, manifest)
+        return cls(folder, check_index(folder, stemmer, stop_words, corpus))
 
     def search(self, queries: list[str], k: int = 3) -> list[list[dict]]:
-        """The best passages of each query, best first, each with its `score`.
+        """Find the best passages of each query.
 
         Args:
             queries: any texts; equal ones are searched once.
-            k: how many at most; passages that share no word with the query are left
-                out.
+            k: how many passages at most, from 0. Those that share no word with the
+                query are left out.
+
+        Returns:
+            For each query its passages, best first, each with its BM25 `score`.
+
+        Raises:
+            ValueError: if k is negative.
         """
+        if k < 0:
+            raise ValueError(f"k is a number of passages and cannot be {k}.")
+        if k == 0:
+            return [[] for _ in queries]
         distinct = list(dict.fromkeys(queries))
-        words = [
-            word_hashes(t)
-            for t in tokenize(distinct, self._stemmer, self._stop_words, False)
+        stems = tokenize(distinct, self._stemmer, self._stop_words)
+        words = [word_hashes(of_query) for of_query in stems]
+        # Threads search all parts one after the other, and meanwhile this one reads the
+        # passages that were found for the parts before.
+        parts = [self._start_search(part, k) for part in _cut_into_parts(words)]
+        found: list[list[dict]] = []
+        for shards in parts:
+            rows, scores = self._merge([shard.result() for shard in shards], k)
+            for query_rows, query_scores in zip(rows, scores, strict=True):
+                found.append(self._read(query_rows, query_scores))
+        by_query = dict(zip(distinct, found, strict=True))
+        return [by_query[query] for query in queries]
+
+    def _start_search(self, queries: list[np.ndarray], k: int) -> list[Future]:
+        """Have the threads search all shards."""
+        return [
+            self._threads.submit(shard.search, queries, k) for shard in self._shards
         ]
-        # Threads search part after part in every shard, while the passages found for
-        # earlier parts are read.
-        step = max(32, -(-len(words) // 8))
-        jobs = [
-            [
-                self._threads.submit(shard.search, words[at : at + step], k)
-                for shard in self._shards
-            ]
-            for at in range(0, len(words), step)
-        ]
-        best: list[list[dict]] = []
-        for job in jobs:
-            found = [shard.result() for shard in job]
-            rows = np.concatenate(
-                [r + start for (r, _), start in zip(found, self._starts)], axis=1
-            )
-            scores = np.concatenate([s for _, s in found], axis=1)
-            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-            rows, scores = (
-                np.take_along_axis(a, order, axis=1).tolist() for a in (rows, scores)
-            )
-            best += [
-                [
-                    {**self._passage(row), "score": score}
-                    for row, score in zip(*of)
-                    if score > 0
-                ]
-                for of in zip(rows, scores)
-            ]
-        of = dict(zip(distinct, best))
-        return [of[q] for q in queries]
 
-    def _passage(self, row: int) -> dict:
-        number = bisect_right(self._starts, row) - 1
-        shard, row = self._shards[number], row - self._starts[number]
-        line = shard.text[shard.offsets[row] : shard.offsets[row + 1]]
-        return json.loads(
-            line.decode("utf-8", "surrogatepass")
-        )  # bytes would be looked at for an encoding
+    def _merge(
+        self, found: list[tuple[np.ndarray, np.ndarray]], k: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """The best of what was found in each shard.
+
+        Args:
+            found: `Shard.search`'s rows and scores, in the order of the shards.
+
+        Returns:
+            For each query the rows of at most k passages, counted through all shards,
+            best first; their scores.
+        """
+        shard_rows = []
+        shard_scores = []
+        for start, (rows, scores) in zip(self._starts, found):
+            shard_rows.append(rows + start)
+            shard_scores.append(scores)
+        rows = np.concatenate(shard_rows, axis=1)
+        scores = np.concatenate(shard_scores, axis=1)
+        # Stable: of equal scores, those of an earlier shard stay in front.
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best_rows = np.take_along_axis(rows, order, axis=1)
+        best_scores = np.take_along_axis(scores, order, axis=1)
+        return best_rows.tolist(), best_scores.tolist()
+
+    def _read(self, rows: list[int], scores: list[float]) -> list[dict]:
+        """The passages in these rows that share a word with the query."""
+        passages = []
+        for row, score in zip(rows, scores, strict=True):
+            if score > 0:
+                number = bisect_right(self._starts, row) - 1
+                passage = self._shards[number].read(row - self._starts[number])
+                passage["score"] = score
+                passages.append(passage)
+        return passages
 
 
-@dataclass
-class _Shard:
-    """A part of the passages: their lines, and the sparse matrix of their scores, all
-    memory-mapped."""
+def _cut_into_parts(queries: list[np.ndarray]) -> list[list[np.ndarray]]:
+    size = max(SMALLEST_PART, math.ceil(len(queries) / PARTS))
+    return [queries[start : start + size] for start in range(0, len(queries), size)]
 
-    words: np.ndarray  # (V,) hashes of stems, sorted; word i is column i of the matrix
-    offsets: np.ndarray  # (N + 1,) where each passage begins in `text`
-    indptr: np.ndarray  # (V + 1,) where each column begins in
-    rows: np.ndarray  # passages, and
-    data: np.ndarray  # their scores
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the passages: their scores and their lines, both memory-mapped."""
+
+    arrays: ShardArrays
     text: mmap.mmap
 
     @classmethod
-    def open(cls, folder: Path, shard: dict) -> "_Shard":
-        # One file, for each takes a descriptor; a plain view, for looking into a memmap
-        # is slow.
-        whole = np.load(
-            folder / shard["index"], mmap_mode="r", allow_pickle=False
-        ).view(np.ndarray)
-        sizes = (
-            2 * shard["words"],
-            2 * shard["passages"] + 2,
-            shard["words"] + 1,
-            shard["postings"],
+    def open(cls, folder: Path, entry: dict) -> "Shard":
+        """Map a shard's two files.
+
+        Args:
+            entry: what the manifest says of the shard: names of its files, sizes of its
+                arrays.
+        """
+        arrays = map_arrays(
+            folder / entry["index"],
+            entry["words"],
+            entry["passages"],
+            entry["postings"],
         )
-        words, offsets, indptr, rows, data = np.split(whole, np.cumsum(sizes))
-        with (folder / shard["text"]).open("rb") as file:
+        with (folder / entry["text"]).open("rb") as file:
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return cls(
-            words.view(np.uint64),
-            offsets.view(np.int64),
-            indptr,
-            rows,
-            data.view(np.float32),
-            text,
-        )
+        return cls(arrays, text)
 
     def search(
         self, queries: list[np.ndarray], k: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and scores (queries, k) of the best passages of this shard; those that
-        miss score 0."""
-        flat = np.concatenate(queries)
-        at = np.searchsorted(
-            self.words[:-1], flat
-        )  # the last one is where unknown words end up
-        known = self.words[at] == flat if len(self.words) else np.zeros(len(flat), bool)
-        ends = np.concatenate([[0], np.cumsum(known)])[
-            np.cumsum([0, *map(len, queries)])
-        ]
+        """Find the best passages of this shard.
+
+        Args:
+            queries: the `word_hashes` of each query's stems.
+            k: how many passages, from 1; all, where the shard has fewer.
+
+        Returns:
+            (Q, k) int64, the passages' rows in this shard, best first; (Q, k) float32,
+            their scores, 0 for passages that share no word with the query.
+        """
+        hashes = np.concatenate(queries)
+        columns, known = self._find_columns(hashes)
+        # Words that no passage holds fall out, so each query begins among the words
+        # that are left where as many known ones stand before it.
+        known_before = run_starts(known)
+        query_starts = known_before[run_starts([len(query) for query in queries])]
         return best_passages(
-            at[known], ends, self.indptr, self.rows, self.data, len(self.offsets) - 1, k
+            columns[known],
+            query_starts,
+            self.arrays.column_starts,
+            self.arrays.rows,
+            self.arrays.scores,
+            len(self.arrays.offsets) - 1,
+            k,
         )
+
+    def _find_columns(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The column of each word, and whether the word is known at all."""
+        words = self.arrays.words
+        if not len(words):
+            return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), bool)
+        # The search leaves out the last word. Where that one belongs, or none, is then
+        # the last column, which exists, and not the one behind it.
+        columns = np.searchsorted(words[:-1], hashes)
+        return columns, words[columns] == hashes
+
+    def read(self, row: int) -> dict:
+        """The passage in this row of the shard."""
+        start = self.arrays.offsets[row]
+        end = self.arrays.offsets[row + 1]
+        # Decoded here, because `json.loads` would first look for the bytes' encoding.
+        return json.loads(self.text[start:end].decode("utf-8", "surrogatepass"))

@@ -1,14 +1,9 @@
 """Training: TRL's GRPOTrainer with the agent loop as its rollout."""
 
-from kr1_utils.trainer.grpo import (
-    FIELDS,
-    LOG_COLUMNS,
-    LOSS_WEIGHTING,
-    KnowledgeGRPOTrainer,
-    grpo_config,
-)
+from kr1_utils.trainer.callbacks import LOG_COLUMNS
+from kr1_utils.trainer.grpo import FIELDS, KnowledgeGRPOTrainer, grpo_config
 from kr1_utils.trainer.resume import OUT_OF_MEMORY, resume_point
-from kr1_utils.trainer.token_budget import micro_batches, rows_of
+from kr1_utils.trainer.token_budget import LOSS_WEIGHTING, micro_batches, rows_of
 
 __all__ = [
     "FIELDS",
