@@ -34,6 +34,10 @@ class SearchesPassages(Protocol):
         ...
 
 
+# The reasons of a conversation that a limit ended, not the model.
+CUT_OFF = ("truncated", "prompt_too_long")
+
+
 @dataclass
 class Trajectory:
     """One conversation about one question, with all that was said and found.
@@ -50,13 +54,18 @@ class Trajectory:
     # 0.0 where the mask is 0.
     logprobs: list[float] | None = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    # One per turn, as written.
+    # One per turn, as written, behind what the template opened of it.
     texts: list[str] = field(default_factory=list)
     # One list per search that was made.
     passages: list[list[dict]] = field(default_factory=list)
     answer: str | None = None
     # "" while the conversation goes on.
     stop: StopReason | Literal[""] = ""
+
+    @property
+    def was_cut_off(self) -> bool:
+        """Whether a limit ended it, not the model."""
+        return self.stop in CUT_OFF
 
     @property
     def searches(self) -> int:
@@ -262,7 +271,8 @@ def _end_turn(conversation: _Unfinished, generation: Generation, rules: _Rules) 
     if not ended_itself:
         trajectory.append_masked([end_of_turn])
 
-    text = rules.tokenizer.decode(ids[:-1] if ended_itself else ids)
+    written = rules.tokenizer.decode(ids[:-1] if ended_itself else ids)
+    text = rules.chat.opened + written
     turn = protocol.parse_turn(text)
     trajectory.texts.append(text)
     trajectory.turns.append(turn)
@@ -335,15 +345,38 @@ class ScriptedEngine:
     """
 
     def __init__(self, tokenizer, scripts: dict[str, list[str]]):
-        chat = ChatFormat.from_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.user_header = chat.before_user.lstrip()
-        self.assistant_header = chat.after_user
+        self.chat = ChatFormat.from_tokenizer(tokenizer)
+        # As the tokenizer gives them back: some swallow blanks behind special tokens.
+        self.assistant_header = self._shown(self.chat.after_user)
+        self.before_question = self._text_before_question()
         self.scripts = {}
         for question, turns in scripts.items():
             # A prompt holds the question as the tokenizer writes it.
             shown = protocol.echo(tokenizer, protocol.escape_tags(question))
-            self.scripts[shown] = [protocol.encode(tokenizer, turn) for turn in turns]
+            self.scripts[shown] = [self._turn_ids(turn) for turn in turns]
+        # Some templates leave out the blanks around a message.
+        for shown in list(self.scripts):
+            self.scripts.setdefault(shown.strip(), self.scripts[shown])
+
+    def _shown(self, text: str) -> str:
+        return self.tokenizer.decode(protocol.encode(self.tokenizer, text))
+
+    def _text_before_question(self) -> str:
+        """What a prompt holds between the system prompt and the question."""
+        # No template writes either of these by itself.
+        system_prompt = "the system's prompt"
+        question = "the user's question"
+        messages = protocol.messages(question, system_prompt)
+        prompt = self.tokenizer.decode(protocol.prompt_ids(self.tokenizer, messages))
+        return prompt.split(system_prompt)[1].split(question)[0]
+
+    def _turn_ids(self, turn: str) -> list[int]:
+        """What the model has to write of a turn; the template may have begun it."""
+        opened = self.chat.opened
+        if not turn.startswith(opened):
+            opened = opened.strip()
+        return protocol.encode(self.tokenizer, turn.removeprefix(opened))
 
     def generate(
         self, prompt_ids: list[list[int]], max_new_tokens: list[int]
@@ -359,9 +392,21 @@ class ScriptedEngine:
         ]
 
     def _next_turn(self, conversation: str) -> list[int]:
-        after_header = conversation.split(self.user_header, 1)[1]
-        first_message = after_header.split(self.assistant_header, 1)[0]
-        question = first_message.removesuffix(f"\n{protocol.ANSWER_NOW}")
-        turns = self.scripts[question]
+        prompt = conversation.split(self.assistant_header, 1)[0]
+        turns = self.scripts[self._question(prompt)]
         number = conversation.count(self.assistant_header) - 1
         return turns[number] if number < len(turns) else []
+
+    def _question(self, prompt: str) -> str:
+        """The question with a script that a prompt ends with.
+
+        Where the system prompt is part of the user message, only blank lines stand
+        between the two, and both may hold such lines themselves.
+        """
+        pieces = prompt.split(self.before_question)
+        for first in range(1, len(pieces)):
+            message = self.before_question.join(pieces[first:])
+            question = message.removesuffix(f"\n{protocol.ANSWER_NOW}")
+            if question in self.scripts:
+                return question
+        raise KeyError(pieces[-1])

@@ -192,3 +192,14 @@ class CollapseAlarms(TrainerCallback, ExportableState):
 
 def _is_past(sign: Sign, value: float) -> bool:
     return value < sign.bound if sign.below else value > sign.bound
+
+
+def watch(trainer, folder: str | Path, stop: bool = False) -> CollapseAlarms:
+    """Add alarms to a trainer, in place of those that are there already.
+
+    A notebook's cell may be run twice, and each sign is to be seen once.
+    """
+    trainer.remove_callback(CollapseAlarms)
+    alarms = CollapseAlarms(trainer, folder, stop)
+    trainer.add_callback(alarms)
+    return alarms

@@ -61,7 +61,7 @@ def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> 
         ValueError: naming the first token that is wrong.
     """
     # The last token of what comes before a user message may join the message's first.
-    user_header = protocol.encode(tokenizer, chat.before_user)[:-1]
+    user_header = protocol.ids_after_turn(tokenizer, chat, chat.before_user)[:-1]
     assistant_header = protocol.encode(tokenizer, chat.after_user)
     position = 0
     while position < len(ids):

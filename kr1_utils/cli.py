@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from kr1_utils import __version__
+from kr1_utils.files import expand_home
 
 INTERRUPTED = 130
 
@@ -24,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         the exit status: 0 if everything asked for was done; 1 if a run failed; 2 for
         bad input; 130 after Ctrl-C. All but 0 come with one sentence on stderr.
+
+    Raises:
+        SystemExit: with status 2 and one sentence for words that no command takes, and
+            with status 0 after --help and --version.
     """
     arguments = _parser().parse_args(argv)
     try:
@@ -104,11 +109,15 @@ def _add_run(commands) -> None:
     parser.add_argument("--seed", type=int, default=42, help="42 if not given")
     parser.add_argument(
         "--out",
+        type=expand_home,
         default="",
         help="folder for outputs; data/runs/<profile> if not given",
     )
     parser.add_argument(
-        "--data", default="", help="folder with your own passages and questions"
+        "--data",
+        type=expand_home,
+        default="",
+        help="folder with your own passages and questions",
     )
     parser.add_argument(
         "--only", metavar="NUMBER", help="run this notebook alone, for example 03"
@@ -125,6 +134,7 @@ def _add_run(commands) -> None:
     )
     parser.add_argument(
         "--accelerate-config",
+        type=expand_home,
         default="",
         metavar="FILE",
         help="how they train, for example data/accelerate/fsdp.yaml",
@@ -147,8 +157,16 @@ def _add_run(commands) -> None:
         type=_setting,
         metavar="KEY=VALUE",
         dest="overrides",
-        help="change a setting of the profile; may be given many times",
+        help=(
+            "change a setting of the profile, or any argument of TRL's GRPOConfig; may"
+            " be given many times"
+        ),
     )
+
+
+def _path(text: str) -> Path:
+    """A path, also where the shell has left a "~" as it was, as in --csv=~/a.csv."""
+    return Path(expand_home(text))
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -199,10 +217,16 @@ def _add_score(commands) -> None:
     )
     parser.set_defaults(call=_score, interrupted="Interrupted.")
     parser.add_argument(
-        "predictions", nargs="+", help="a JSONL file, or two to compare"
+        "predictions", nargs="+", help="a file of JSON lines, or two to compare"
     )
     parser.add_argument(
         "--questions", required=True, help="JSONL with id, question, golden_answers"
+    )
+    parser.add_argument(
+        "--key",
+        action="append",
+        help="where a row has its answer, for example output.pred; prediction if not"
+        " given; give it twice for two files that differ",
     )
     _add_json(parser)
 
@@ -210,7 +234,8 @@ def _add_score(commands) -> None:
 def _score(arguments) -> None:
     from kr1_utils import scoring
 
-    result = scoring.score_files(arguments.predictions, arguments.questions)
+    keys = arguments.key or ["prediction"]
+    result = scoring.score_files(arguments.predictions, arguments.questions, keys)
     print(json.dumps(result) if arguments.json else scoring.show(result))
 
 
@@ -249,9 +274,9 @@ def _add_memory(commands) -> None:
     )
     parser.add_argument(
         "--table",
-        type=Path,
+        type=_path,
         metavar="CSV",
-        help="instead, write a table of Qwen2.5-7B over lengths (ten minutes)",
+        help="instead, write a table of Qwen2.5-7B over lengths (two minutes)",
     )
     _add_json(parser)
 
@@ -300,12 +325,13 @@ def _add_bench(commands) -> None:
     _add_bench_agent(benchmarks)
     _add_bench_retrieval(benchmarks)
     _add_bench_training(benchmarks)
+    _add_bench_busy(benchmarks)
     _add_bench_gpu(benchmarks)
     for benchmark in benchmarks.choices.values():
         benchmark.set_defaults(call=_bench, interrupted="Interrupted.")
         benchmark.add_argument(
             "--csv",
-            type=Path,
+            type=_path,
             help="write the table here too, beside other profiles' or sizes'",
         )
         _add_json(benchmark)
@@ -325,11 +351,18 @@ def _add_bench_agent(benchmarks) -> None:
         "--questions", type=int, default=256, metavar="N", help="256 if not given"
     )
     parser.add_argument(
-        "--data", default="", help="folder with your own passages and questions"
+        "--data",
+        type=expand_home,
+        default="",
+        help="folder with your own passages and questions",
     )
-    parser.add_argument("--model", help="a folder or hub id instead of the profile's")
     parser.add_argument(
-        "--adapter", help="a trained adapter, merged into the model first"
+        "--model", type=expand_home, help="a folder or hub id instead of the profile's"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=expand_home,
+        help="a trained adapter, merged into the model first",
     )
 
 
@@ -348,7 +381,7 @@ def _add_bench_retrieval(benchmarks) -> None:
         help="how many made-up passages; 100000 if not given",
     )
     parser.add_argument(
-        "--corpus", type=Path, help="take the passages from this file instead"
+        "--corpus", type=_path, help="take the passages from this file instead"
     )
 
 
@@ -366,6 +399,18 @@ def _add_bench_training(benchmarks) -> None:
     )
 
 
+def _add_bench_busy(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "busy",
+        "training beside a busy process, with and without threads that spin",
+        "kr1 bench busy --csv busy.csv",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=6, help="of each of the four trainings"
+    )
+
+
 def _add_bench_gpu(benchmarks) -> None:
     parser = _add_command(
         benchmarks,
@@ -374,7 +419,9 @@ def _add_bench_gpu(benchmarks) -> None:
         "kr1 bench gpu --tokens 1024 4096",
     )
     parser.add_argument(
-        "--model", help="a folder or hub id instead of two sizes of Qwen2.5"
+        "--model",
+        type=expand_home,
+        help="a folder or hub id instead of two sizes of Qwen2.5",
     )
     parser.add_argument(
         "--tokens",
@@ -404,7 +451,7 @@ def _add_miniwiki(commands) -> None:
     )
     parser.set_defaults(call=_miniwiki, interrupted="Interrupted.")
     parser.add_argument(
-        "--out", type=Path, help="folder; the repository's own if not given"
+        "--out", type=_path, help="folder; the repository's own if not given"
     )
 
 

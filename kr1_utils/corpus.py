@@ -1,159 +1,14 @@
 """Owns passages and questions: every format they come in, and their splits."""
 
-import csv
-import gzip
-import io
+import ast
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from kr1_utils.extras import missing
-from kr1_utils.files import in_repository, shipped
+from kr1_utils.files import expand_home, in_repository, shipped
 from kr1_utils.profiles import Profile
-
-# Endings of the files that can be read. Where a folder has several files of one name,
-# the first ending here counts.
-SUFFIXES = (".jsonl", ".json", ".tsv", ".jsonl.gz", ".json.gz", ".tsv.gz")
-
-# What reading raises: for bad JSON or UTF-8, a bad TSV, a .gz that is cut off or broken
-# inside, and one that is no .gz.
-_UNREADABLE = (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile)
-
-# A file opened for reading bytes; both kinds can `peek`.
-_Stream = io.BufferedReader | gzip.GzipFile
-
-
-class UnreadableRowError(ValueError):
-    """A row that is not in the format of its file.
-
-    Attributes:
-        file: the file.
-        form: what the row is not, "JSON" or "TSV".
-        reason: what is wrong with it.
-        line: the number of its line, from 1; 0 where it is not known.
-    """
-
-    def __init__(self, file: Path, form: str, reason: str, line: int = 0):
-        super().__init__(file, form, reason, line)
-        self.file = file
-        self.form = form
-        self.reason = reason
-        self.line = line
-
-    def __str__(self) -> str:
-        place = f"{self.file}, line {self.line}" if self.line else f"{self.file}"
-        return f"{place} is not {self.form}: {self.reason}"
-
-
-# --- rows, from every kind of file ---
-
-
-def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]:
-    """The rows of a file, a folder or a data set, one at a time.
-
-    Args:
-        source: a file, which is JSON (an object per line, or one list of objects) or
-            TSV with a header, and may be compressed (.gz); or a folder or hub id, which
-            `datasets` streams.
-        split: the part of a folder or data set.
-
-    Raises:
-        FileNotFoundError: if there is no such file, folder or data set.
-        UnreadableRowError: naming the first row that cannot be read.
-    """
-    file = Path(source)
-    if file.is_file():
-        yield from _read_file(file)
-    elif file.is_dir() or _may_be_hub_id(str(source)):
-        yield from _stream_data_set(str(source), split)
-    else:
-        raise FileNotFoundError(f"No file {source}.")
-
-
-def _may_be_hub_id(source: str) -> bool:
-    """Whether this reads as `owner/name`, and not as the name of a file."""
-    return source.count("/") == 1 and not source.endswith(SUFFIXES)
-
-
-def _stream_data_set(source: str, split: str) -> Iterator[dict]:
-    try:
-        yield from _datasets().load_dataset(source, split=split, streaming=True)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"No data set {source} with a split {split!r}: {error}"
-        ) from None
-
-
-def _datasets():
-    """The library `datasets`.
-
-    It is imported here, for that takes seconds and most runs read files only.
-    """
-    try:
-        import datasets
-    except ImportError:
-        datasets = missing("train")
-    return datasets
-
-
-def _read_file(file: Path) -> Iterator[dict]:
-    suffix = Path(file.name.removesuffix(".gz")).suffix
-    read = _READERS.get(suffix, _read_json_lines)
-    open_file = gzip.open if file.suffix == ".gz" else Path.open
-    with open_file(file, "rb") as stream:
-        yield from read(file, stream)
-
-
-def _read_json_lines(file: Path, stream: _Stream) -> Iterator[dict]:
-    """One object per line; blank lines are skipped."""
-    number = 0
-    try:
-        for line in stream:
-            number += 1
-            if line.strip():
-                yield _json_object(json.loads(line.decode("utf-8")))
-    except _UNREADABLE as error:
-        raise UnreadableRowError(file, "JSON", str(error), number) from None
-
-
-def _read_json(file: Path, stream: _Stream) -> Iterator[dict]:
-    """One list of objects; or one object per line, as in 2WikiMultihopQA's aliases."""
-    try:
-        start = stream.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if start.startswith(b"["):
-            yield from map(_json_object, json.load(stream))
-            return
-    except _UNREADABLE as error:
-        raise UnreadableRowError(file, "JSON", str(error)) from None
-    yield from _read_json_lines(file, stream)
-
-
-def _json_object(value: object) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError(f"not an object but {json.dumps(value)[:40]}")
-    return value
-
-
-def _read_tsv(file: Path, stream: _Stream) -> Iterator[dict]:
-    """Columns between tabs, named by the first line, quoted as in a CSV."""
-    # A passage may be longer than the 128 KiB that Python allows a field.
-    csv.field_size_limit(2**31 - 1)
-    # A byte order mark is no part of the first column's name.
-    text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-    try:
-        yield from csv.DictReader(text, delimiter="\t")
-    except _UNREADABLE as error:
-        raise UnreadableRowError(file, "TSV", str(error)) from None
-
-
-_READERS: dict[str, Callable[[Path, _Stream], Iterator[dict]]] = {
-    ".jsonl": _read_json_lines,
-    ".json": _read_json,
-    ".tsv": _read_tsv,
-}
-
+from kr1_utils.rows import SUFFIXES, import_datasets, read_rows
 
 # --- passages ---
 
@@ -226,26 +81,42 @@ def _keys(row: dict) -> str:
 
 
 def load_questions(source: str | os.PathLike, split: str = "train") -> list[dict]:
-    """All questions of a source: `{"id", "question", "golden_answers"}`, and whatever
-    else a row holds, such as `type` and `supporting_titles`.
+    """All questions of a source: `{"id", "question", "golden_answers"}`, and where
+    known `type` and `supporting_titles`.
 
-    Four forms are known: ours; FlashRAG's; `hzy/kr1_2wiki`'s (`problem`, numbered); and
-    2WikiMultihopQA's own (`_id, answer, supporting_facts, …`), with the aliases of its
-    answers in id_aliases.json beside it.
+    These forms are known:
+
+    - ours and FlashRAG's, which keep whatever else a row holds;
+    - `hzy/kr1_2wiki`'s: `problem`, numbered;
+    - those of 2WikiMultihopQA and HotpotQA, as their authors or the hub publish them
+      (`answer`, `supporting_facts`), with the aliases of the answers in
+      id_aliases.json beside the file;
+    - MuSiQue's: `answer`, `answer_aliases`, `paragraphs`;
+    - Search-R1's, and what else is made for verl: `reward_model`.
+
+    A list or an object may also be written as text, as CSV has it.
 
     Args:
         source: see `read_rows`.
 
     Raises:
         FileNotFoundError: if there is no such file, folder or data set.
-        ValueError: if a row has no question, no id, another's id or no golden answer,
-            or if there is no row.
+        ValueError: naming the first row that has no question, no id, another's id, no
+            golden answer or a blank one, or that is in no known form; or if there is no
+            row.
     """
+    source = expand_home(source, "The name of a file or data set")
     aliases = _read_aliases(Path(source).parent / "id_aliases.json")
-    questions = {}
+    questions: dict[str | int, dict] = {}
     for number, row in enumerate(read_rows(source, split), 1):
-        question = _question(row, number, aliases)
-        _check_question(question, f"{source}, question {number}", questions)
+        place = f"{source}, question {number}"
+        try:
+            question = _question(row, number, aliases)
+        except ValueError as error:
+            own_id = row.get("_id", row.get("id"))
+            raise ValueError(f"{place} ({own_id}): {error}") from None
+        question = _told_apart(question, questions)
+        _check_question(question, place, questions)
         if "type" in question:
             question = {**question, "type": str(question["type"] or "")}
         questions[question["id"]] = question
@@ -258,48 +129,222 @@ def _read_aliases(file: Path) -> dict[str, list[str]]:
     """Other names of an answer by the answer's id, as 2WikiMultihopQA lists them."""
     if not file.is_file():
         return {}
-    return {
-        row.get("Q_id"): [*(row.get("aliases") or []), *(row.get("demonyms") or [])]
-        for row in read_rows(file)
-    }
+    aliases = {}
+    for row in read_rows(file):
+        try:
+            names = _as_list(row, "aliases") + _as_list(row, "demonyms")
+        except ValueError as error:
+            raise ValueError(f"{file}, {row.get('Q_id')}: {error}") from None
+        aliases[row.get("Q_id")] = names
+    return aliases
 
 
 def _question(row: dict, number: int, aliases: dict[str, list[str]]) -> dict:
-    """One question from the columns it comes in; `number` counts from 1."""
+    """One question from the columns it comes in; `number` counts from 1.
+
+    Raises:
+        ValueError: for a column that is not in its form.
+    """
     if "problem" in row:
         return _question_of_knowledge_r1(row, number)
-    if "_id" in row:
-        return _question_of_2wiki(row, aliases)
-    if isinstance(row.get("metadata"), dict) and "type" in row["metadata"]:
-        return _question_of_flashrag(row)
-    # Ours.
-    return row
+    if row.get("reward_model") is not None:
+        return _question_of_verl(row)
+    # Some rewrite the rows of 2WikiMultihopQA, and put golden answers beside the rest.
+    is_ours = row.get("golden_answers") is not None and "_id" not in row
+    if not is_ours and ("answer" in row or "_id" in row):
+        return _question_with_one_answer(row, aliases)
+    return _question_of_ours(row)
 
 
 def _question_of_knowledge_r1(row: dict, number: int) -> dict:
     """`hzy/kr1_2wiki`, what Knowledge-R1 trained on: no ids."""
-    return {"id": _own_id(number), **row, "question": row["problem"]}
+    question = {"id": _own_id(number), **row, "question": row["problem"]}
+    return _with_lists(question)
 
 
-def _question_of_2wiki(row: dict, aliases: dict[str, list[str]]) -> dict:
-    """2WikiMultihopQA as published: one answer; facts are [title, sentence number]."""
-    titles = [title for title, _ in row.get("supporting_facts", [])]
+def _question_of_ours(row: dict) -> dict:
+    """Ours; `RUC-NLPIR/FlashRAG_datasets` too, where the type is in `metadata`."""
+    question = _with_lists(row)
+    metadata = _decoded(row.get("metadata"))
+    if isinstance(metadata, dict) and "type" in metadata:
+        question = {"type": metadata["type"], **question}
+    return question
+
+
+def _with_lists(row: dict) -> dict:
+    """A row whose lists are lists, also where a CSV has them as text."""
+    question = dict(row)
+    for key in ("golden_answers", "supporting_titles"):
+        if key in row:
+            question[key] = _decoded(row[key])
+    if isinstance(row.get("answer_in_corpus"), str):
+        question["answer_in_corpus"] = row["answer_in_corpus"].lower() == "true"
+    return question
+
+
+def _question_of_verl(row: dict) -> dict:
+    """What Search-R1 and others write for verl: the answers are those of the reward.
+
+    The question is not taken out of `prompt`, where it stands among instructions.
+    """
+    more = _as_dict(row, "extra_info")
+    own_id = row.get("id")
+    text = row.get("question")
+    answers = _decoded(row.get("golden_answers"))
+    if answers is None:
+        answers = _decoded(_as_dict(row, "reward_model").get("ground_truth"))
+        if isinstance(answers, dict):
+            answers = answers.get("target")
+    question = {
+        "id": more.get("index") if own_id is None else own_id,
+        "question": more.get("question") if text is None else text,
+        "golden_answers": [answers] if isinstance(answers, str) else answers,
+    }
+    if row.get("data_source") is not None:
+        question["data_source"] = row["data_source"]
+    return question
+
+
+def _question_with_one_answer(row: dict, aliases: dict[str, list[str]]) -> dict:
+    """2WikiMultihopQA's, HotpotQA's and MuSiQue's: an answer, perhaps its aliases."""
+    golden = _decoded(row.get("golden_answers"))
+    if golden is None:
+        answer = row.get("answer")
+        golden = list(answer) if isinstance(answer, list) else [answer]
+        golden += _as_list(row, "answer_aliases")
+        golden += aliases.get(str(row.get("answer_id")), [])
     return {
-        "id": row["_id"],
+        "id": row.get("_id", row.get("id")),
         "question": row.get("question"),
         "type": row.get("type", ""),
-        "golden_answers": [
-            row.get("answer"),
-            *aliases.get(row.get("answer_id"), []),
-        ],
-        # Each title once, in the order in which they come.
-        "supporting_titles": list(dict.fromkeys(titles)),
+        "golden_answers": golden,
+        "supporting_titles": _supporting_titles(row),
     }
 
 
-def _question_of_flashrag(row: dict) -> dict:
-    """`RUC-NLPIR/FlashRAG_datasets`: as ours, but the type is in `metadata`."""
-    return {"type": row["metadata"]["type"], **row}
+def _supporting_titles(row: dict) -> list[str]:
+    """Titles of the passages that a question needs, each once, in their order.
+
+    Raises:
+        ValueError: if they are in no known form.
+    """
+    titles = _decoded(row.get("supporting_titles"))
+    if titles is None:
+        of_facts = _titles_of_facts(_decoded(row.get("supporting_facts")))
+        of_paragraphs = _titles_of_paragraphs(_decoded(row.get("paragraphs")))
+        titles = of_facts + of_paragraphs
+    if not _is_list_of_text(titles):
+        raise ValueError(f"'supporting_titles' is not a list of texts: {titles!r:.60}.")
+    return list(dict.fromkeys(titles))
+
+
+def _titles_of_facts(facts: object) -> list[str]:
+    """Facts are [title, sentence number], or on the hub {"title": [title, …], …}."""
+    if not facts:
+        return []
+    if isinstance(facts, dict):
+        titles = facts.get("title")
+    elif isinstance(facts, list):
+        titles = [_title_of_fact(fact) for fact in facts]
+    else:
+        titles = None
+    if not _is_list_of_text(titles):
+        raise ValueError(
+            f"'supporting_facts' is neither a list of [title, sentence number] nor"
+            f' {{"title": [title, …]}}: {facts!r:.60}.'
+        )
+    return titles
+
+
+def _title_of_fact(fact: object) -> object:
+    if isinstance(fact, dict):
+        return fact.get("title")
+    if isinstance(fact, list | tuple) and fact:
+        return fact[0]
+    return None
+
+
+def _titles_of_paragraphs(paragraphs: object) -> list[str]:
+    """MuSiQue's: those of the paragraphs that are marked `is_supporting`."""
+    if not paragraphs:
+        return []
+    if isinstance(paragraphs, dict):
+        # As `datasets` gives a list of objects: an object of lists.
+        columns = [paragraphs.get("title") or [], paragraphs.get("is_supporting") or []]
+        return [title for title, is_needed in zip(*columns) if is_needed]
+    is_list = isinstance(paragraphs, list)
+    if not is_list or not all(isinstance(p, dict) for p in paragraphs):
+        raise ValueError(
+            "'paragraphs' is not a list of objects with 'title' and 'is_supporting':"
+            f" {paragraphs!r:.60}."
+        )
+    return [p.get("title") for p in paragraphs if p.get("is_supporting")]
+
+
+def _as_list(row: dict, key: str) -> list:
+    """A list of a row, [] where there is none.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    value = _decoded(row.get(key)) or []
+    if not isinstance(value, list):
+        raise ValueError(f"{key!r} is not a list: {value!r:.60}.")
+    return value
+
+
+def _as_dict(row: dict, key: str) -> dict:
+    """An object of a row, {} where it is empty.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    value = _decoded(row.get(key)) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{key!r} is not an object: {value!r:.60}.")
+    return value
+
+
+def _decoded(value: object) -> object:
+    """A list or object that is written as text; anything else as it is.
+
+    The text may be JSON or, as pandas writes lists into a CSV, Python's. Text that is
+    blank stands for nothing: None.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if not text or text == "null":
+        return None
+    if text[0] not in "[{":
+        return value
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        read = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+    # NumPy writes ['a' 'b'], which Python reads as the one text 'ab'.
+    return read if repr(read) == text else value
+
+
+def _told_apart(question: dict, others: dict) -> dict:
+    """The question, with its data set in its id if another one has the same id.
+
+    Search-R1's files hold several data sets, and each counts from train_0.
+    """
+    own_id = question.get("id")
+    data_set = question.get("data_source")
+    is_taken = isinstance(own_id, str | int) and own_id in others
+    if is_taken and data_set and others[own_id].get("data_source") != data_set:
+        return {**question, "id": f"{data_set}/{own_id}"}
+    return question
+
+
+def _is_list_of_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _check_question(question: dict, place: str, others: dict) -> None:
@@ -317,13 +362,24 @@ def _check_question(question: dict, place: str, others: dict) -> None:
     own_id = question.get("id")
     if not isinstance(own_id, str | int) or own_id in others:
         raise ValueError(f"{place} has no id of its own: {own_id!r}.")
-    golden = question.get("golden_answers")
-    is_list = isinstance(golden, list) and len(golden) > 0
-    if not is_list or not all(isinstance(answer, str) for answer in golden):
+    place = f"{place} ({own_id})"
+    _check_golden_answers(question.get("golden_answers"), place)
+    titles = question.get("supporting_titles")
+    if titles is not None and not _is_list_of_text(titles):
         raise ValueError(
-            f"{place} ({own_id}) has no golden answers: "
-            "'golden_answers' must be a list of at least one text."
+            f"{place}: 'supporting_titles' is not a list of texts: {titles!r:.60}."
         )
+
+
+def _check_golden_answers(golden: object, place: str) -> None:
+    if not golden or not _is_list_of_text(golden):
+        raise ValueError(
+            f"{place} has no golden answers: 'golden_answers' must be a list of at"
+            ' least one text, such as ["Paris"].'
+        )
+    # An empty answer would equal every one of which normalizing leaves nothing.
+    if not all(answer.strip() for answer in golden):
+        raise ValueError(f"{place} has a blank golden answer: {golden!r:.60}.")
 
 
 # --- the files and splits of a run ---
@@ -338,12 +394,13 @@ def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
             test on), `train.jsonl`, `test.jsonl`, `test_single.jsonl`, or files of
             these names that end as in SUFFIXES; if empty, the profile's own files.
             With neither train nor test, a profile with `eval_questions` tests on that
-            number of `questions.jsonl` and trains on the others.
+            number of `questions.jsonl` and trains on the others. "~" is the home
+            folder.
 
     Raises:
         FileNotFoundError: if `data` has no passages, or the profile's files belong to a
             repository that is not here.
-        ValueError: if the profile needs `data` and there is none.
+        ValueError: if the profile needs `data` and there is none, or it is not text.
     """
     if data:
         return _files_of_folder(data, profile.eval_questions)
@@ -362,6 +419,7 @@ def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
 
 
 def _files_of_folder(data: str, eval_questions: int) -> dict[str, Path | None]:
+    data = expand_home(data, "DATA")
     folder = Path(data)
     if not folder.is_dir():
         folder = in_repository(data)
@@ -432,4 +490,4 @@ def training_set(questions: list[dict]):
     ]
     # As UTF-8 and back, for Arrow takes no half surrogate pair.
     clean = json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace")
-    return _datasets().Dataset.from_list(json.loads(clean))
+    return import_datasets().Dataset.from_list(json.loads(clean))

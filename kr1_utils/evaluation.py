@@ -3,7 +3,7 @@
 import numpy as np
 
 from kr1_utils import profiles
-from kr1_utils.agent import Trajectory, rollout
+from kr1_utils.agent import CUT_OFF, Trajectory, rollout
 from kr1_utils.notebook import progress
 from kr1_utils.profiles import Limits
 from kr1_utils.rewards import format_score
@@ -31,9 +31,6 @@ OUTCOMES = (
     "budget",
 )
 
-# How a conversation stops that a limit cut off, see `Trajectory.stop`.
-CUT_OFF = ("truncated", "prompt_too_long")
-
 
 def evidence(trajectory: Trajectory) -> list[int]:
     """Whether each piece of evidence was among the passages found, 1 or 0.
@@ -47,18 +44,8 @@ def evidence(trajectory: Trajectory) -> list[int]:
     if supporting_titles:
         titles = {passage["title"] for passage in found}
         return [int(title in titles) for title in supporting_titles]
-    golden = [_as_words(g) for g in trajectory.question["golden_answers"]]
-    texts = [_as_words(_text(passage)) for passage in found]
-    return [int(any(g in text for g in golden for text in texts))]
-
-
-def _text(passage: dict) -> str:
-    return f"{passage['title']} {passage['text']}"
-
-
-def _as_words(text: str) -> str:
-    """Normalized, with a blank at either end, so that "no" is not found in "north"."""
-    return f" {normalize_answer(text)} "
+    rank = answer_rank(found, trajectory.question["golden_answers"])
+    return [int(rank is not None)]
 
 
 def outcome(trajectory: Trajectory) -> str:
@@ -149,10 +136,18 @@ def evaluate(
     Returns:
         One line of predictions.jsonl per question, in their order; see `score`.
     """
-    with progress(len(questions), "answered", unit=" questions", leave=False) as bar:
+    bar = progress(
+        len(questions) * (limits.max_turns + 1), "answering", " turns", leave=False
+    )
+    with bar:
+        # The bar counts turns, and moves after each batch of them; what conversations
+        # do not need of their turns is added when they are over.
+        engine.on_batch = bar.update
 
-        def show_progress(_, unfinished) -> None:
-            bar.update(len(questions) - len(unfinished) - bar.n)
+        def show_progress(turn: int, unfinished: list) -> None:
+            over = len(questions) - len(unfinished)
+            bar.n = over * (limits.max_turns + 1) + len(unfinished) * turn
+            bar.refresh()
 
         trajectories = rollout(
             engine,
@@ -163,6 +158,7 @@ def evaluate(
             system_prompt,
             show_progress,
         )
+        engine.on_batch = None
         return [score(trajectory) for trajectory in trajectories]
 
 
@@ -206,22 +202,28 @@ def mean(predictions: list[dict], key: str) -> float:
 
 
 def answer_rank(passages: list[dict], golden_answers: list[str]) -> int | None:
-    """Rank, from 1, of the first passage in which a gold answer is a sub-string.
+    """Rank, from 1, of the first passage in which a gold answer stands as whole words.
 
-    Both are normalized; None if no passage has one.
+    Both are normalized; "Ann" is not found in "Hannah". An answer of which nothing is
+    left then, such as "The The", is found nowhere. None if no passage has one.
     """
-    golden = [normalize_answer(g) for g in golden_answers]
+    golden = [_as_words(g) for g in golden_answers if normalize_answer(g)]
     for rank, passage in enumerate(passages, 1):
-        text = normalize_answer(_text(passage))
+        text = _as_words(f"{passage['title']} {passage['text']}")
         if any(g in text for g in golden):
             return rank
     return None
 
 
+def _as_words(text: str) -> str:
+    """Normalized, with a blank at either end, so that "no" is not found in "north"."""
+    return f" {normalize_answer(text)} "
+
+
 def answer_recall(
     found: list[list[dict]], questions: list[dict], ks=(1, 3, 5, 10)
 ) -> dict[int, float]:
-    """Share of questions with a gold answer in one of the first k passages.
+    """Share of questions with a gold answer, as whole words, in the first k passages.
 
     Questions whose answer is yes or no are left out: these words are in any text.
 

@@ -16,9 +16,25 @@ REPO = Path(__file__).resolve().parents[1]
 # --- where things lie ---
 
 
+def expand_home(path: str | os.PathLike, name: str = "A path") -> str:
+    """A path or a name as text, with the home folder for a "~" at its start.
+
+    Args:
+        path: what a user gave.
+        name: of the setting or argument, for the sentence of an error.
+
+    Raises:
+        ValueError: if it is not text (nor a `Path`).
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{name} must be text, not {path!r}.")
+    # Unlike Path.expanduser, this leaves the name of an unknown user as it is.
+    return os.path.expanduser(os.fspath(path))  # noqa: PTH111
+
+
 def in_repository(path: str) -> Path:
     """A path of a profile: a relative one starts at the repository."""
-    return REPO / path
+    return REPO / expand_home(path)
 
 
 def shipped(path: str) -> Path:
@@ -33,7 +49,7 @@ def shipped(path: str) -> Path:
     file = in_repository(path)
     if file.exists():
         return file
-    if _repository_is_here() or Path(path).is_absolute():
+    if _repository_is_here() or Path(expand_home(path)).is_absolute():
         raise FileNotFoundError(f"No file or folder {path}.")
     raise FileNotFoundError(
         f"{path} belongs to the Knowledge-R1 repository, which is not here: clone it,"

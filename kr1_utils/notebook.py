@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kr1_utils.corpus import locate_files
-from kr1_utils.files import REPO, data_folder, display_path
+from kr1_utils.files import REPO, data_folder, display_path, expand_home
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
 
 
@@ -26,23 +26,30 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
     """Check a notebook's parameters, resolve its profile, and make its output folder.
 
     Args:
-        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES. A notebook passes its
-            `globals()`; then the names that papermill injected are checked too, for
-            papermill itself only warns of unknown ones.
+        parameters: PROFILE, SEED, OUT, DATA and OVERRIDES; "~" in OUT and DATA is the
+            home folder. A notebook passes its `globals()`; then the names that
+            papermill injected are checked too, for papermill itself only warns of
+            unknown ones.
 
     Returns:
         (the profile, the output folder).
 
     Raises:
-        ValueError: for an unknown parameter, profile or override, or a bad seed.
+        ValueError: for an unknown parameter, profile or override, one that is not of
+            its type, or a bad seed.
         FileNotFoundError: if DATA has no passages.
         OSError: if OUT cannot be written.
     """
     _check_names(parameters)
     _check_seed(parameters.get("SEED", 42))
-    profile = resolve(parameters["PROFILE"], parameters.get("OVERRIDES"))
-    locate_files(profile, parameters.get("DATA", ""))
-    out = parameters.get("OUT") or data_folder() / "runs" / profile.name
+    name = parameters["PROFILE"]
+    if not isinstance(name, str):
+        raise ValueError(f"PROFILE must be text, not {name!r}.")
+    out = expand_home(parameters.get("OUT", ""), "OUT")
+    data = expand_home(parameters.get("DATA", ""), "DATA")
+    profile = resolve(name, parameters.get("OVERRIDES"))
+    locate_files(profile, data)
+    out = out or data_folder() / "runs" / profile.name
     return profile, _make_output_folder(Path(out))
 
 
@@ -133,7 +140,7 @@ def run_or_shipped(file: Path) -> Path:
 def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
     """A plain progress bar on stderr.
 
-    In a notebook or a log, where every state of it stays, it moves every 10 s only.
+    In a notebook or a log, where every state of it stays, it moves every 3 s only.
 
     Args:
         total: how many units it takes; None if that is not known.
@@ -144,6 +151,6 @@ def progress(total: int | None, what: str, unit: str = "it", **more) -> tqdm:
         total=total,
         desc=what,
         unit=unit,
-        mininterval=0.1 if sys.stderr.isatty() else 10,
+        mininterval=0.1 if sys.stderr.isatty() else 3,
         **more,
     )

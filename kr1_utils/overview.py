@@ -1,6 +1,6 @@
-"""Owns the overview in kr1_utils/README.md: a map of files, and private names used.
+"""Owns the overview in kr1_utils/README.md: files, templates, and private names used.
 
-`python -m kr1_utils.overview` writes both tables anew.
+`python -m kr1_utils.overview` writes its tables anew.
 """
 
 import ast
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kr1_utils.files import REPO
 from kr1_utils.tables import markdown, write_between_markers
+from kr1_utils.templates import FAMILIES
 from kr1_utils.upstream import PRIVATE
 
 PACKAGE = REPO / "kr1_utils"
@@ -30,6 +31,15 @@ def _sentence(file: Path) -> str:
     return paragraph.removeprefix("Owns ").removesuffix(".")
 
 
+def chat_templates() -> str:
+    """Families of models, and whether their chat templates serve."""
+    rows = []
+    for family in FAMILIES:
+        works = f"no: it {family.refused}" if family.refused else family.how
+        rows.append((family.name, works))
+    return markdown(("family", "works"), rows)
+
+
 def private_names() -> str:
     """What is used of other libraries beyond their public interface, and why."""
     rows = [
@@ -41,6 +51,7 @@ def private_names() -> str:
 
 def write_overview(readme: Path = README) -> None:
     write_between_markers(readme, "map", package_map())
+    write_between_markers(readme, "templates", chat_templates())
     write_between_markers(readme, "private", private_names())
 
 

@@ -3,16 +3,19 @@
 Their values are in profiles.toml; a table added there is a profile too.
 """
 
-import difflib
+import math
 import os
 import tomllib
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from kr1_utils import grpo_arguments
 
 PROFILES_FILE = Path(__file__).with_name("profiles.toml")
 
 # Of a profile that has none of its own; the one key of the file that is no profile.
-SYSTEM_PROMPT = tomllib.loads(PROFILES_FILE.read_text("utf-8"))["system_prompt"]
+SYSTEM_PROMPT = tomllib.loads(PROFILES_FILE.read_text("utf-8-sig"))["system_prompt"]
 
 # What every notebook takes.
 PARAMETERS = ("PROFILE", "SEED", "OUT", "DATA", "OVERRIDES")
@@ -42,12 +45,15 @@ class Limits:
 class Profile:
     """One scale: model, data, limits, LoRA, GRPO.
 
-    `grpo` goes to `trl.GRPOConfig` as it is; its keys can be overridden like fields.
+    `grpo` goes to `trl.GRPOConfig` as it is. It may hold any argument of that, but not
+    those that the kit sets itself (see `grpo_arguments.OWNED`).
     """
 
     name: str
     # A folder, or an id of the hub.
     model: str = ""
+    # The folder of an adapter to go on training; if empty, a new one is trained.
+    adapter: str = ""
     # A file of passages; if empty, the profile needs yours, in DATA.
     corpus: str = ""
     train_questions: str = ""
@@ -62,6 +68,9 @@ class Profile:
     lora_alpha: int = 32
     # Base weights packed as NF4 (bitsandbytes); needs CUDA.
     four_bit: bool = False
+    # Of weights that are not trained: "bfloat16" or "float32"; if empty, bfloat16 on a
+    # GPU and float32 on a CPU.
+    dtype: str = ""
     # Padded tokens in one forward and backward pass; 0 takes a whole batch at once.
     tokens_per_micro_batch: int = 0
     # How many of the last max_response_tokens cost reward; 0 is off.
@@ -100,7 +109,7 @@ def read_profiles(file: Path) -> tuple[dict[str, Profile], dict[str, str]]:
     Raises:
         ValueError: if the file is no TOML.
     """
-    tables = tomllib.loads(Path(file).read_text("utf-8"))
+    tables = tomllib.loads(Path(file).read_text("utf-8-sig"))
     tables.pop("system_prompt", None)
     profiles, broken = {}, {}
     for name in tables:
@@ -138,29 +147,44 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
 
     Args:
         overrides: setting -> value. A setting is a field of `Profile` or `Limits`, or
-            an argument of GRPOConfig that the profile has.
+            an argument of TRL's GRPOConfig. Where a name is both, it is the profile's,
+            and TRL's is called "grpo.NAME"; that works for every argument of TRL.
 
     Raises:
         ValueError: for an unknown profile, an unknown override or one of the wrong
-            type, and for settings that contradict each other.
+            type, for settings that contradict each other, and for what GRPOConfig
+            itself refuses.
+        ImportError: for an argument that only TRL can check, if it is not installed.
     """
     profile = _override(_lookup(name), overrides or {})
     _check_turn_fits(profile.limits)
     _check_counts(profile.grpo)
+    grpo_arguments.check_together(profile.grpo)
+    _check_groups(profile.grpo)
     _check_save_steps(profile.grpo)
     _check_token_counts(profile)
+    _warn_of_epochs(profile.grpo)
     return profile
 
 
 def table(profile: Profile) -> list[tuple[str, str]]:
     """(setting, value) rows of a resolved profile, to show."""
-    own = [
-        (key, value)
+    own = own_settings(profile)
+    rows = [(key, str(value)) for key, value in own.items()]
+    for key, value in profile.grpo.items():
+        label = f"grpo.{key}" if key in own else key
+        rows.append((label, str(value)))
+    return rows
+
+
+def own_settings(profile: Profile) -> dict:
+    """The settings of a profile that are not TRL's: its fields and its limits."""
+    fields = {
+        key: value
         for key, value in vars(profile).items()
         if key not in ("limits", "grpo")
-    ]
-    settings = [*own, *vars(profile.limits).items(), *profile.grpo.items()]
-    return [(key, str(value)) for key, value in settings]
+    }
+    return fields | vars(profile.limits)
 
 
 def _lookup(name: str) -> Profile:
@@ -181,42 +205,49 @@ def _override(profile: Profile, overrides: dict) -> Profile:
         key: value for key, value in vars(profile).items() if key not in NOT_OVERRIDABLE
     }
     limits = asdict(profile.limits)
-    grpo = dict(profile.grpo)
+    grpo = {
+        key: grpo_arguments.checked(key, value, f"[{profile.name}.grpo] {key}")
+        for key, value in profile.grpo.items()
+    }
+    for_trl = {}
     for key, value in overrides.items():
-        group = _group_of(key, fields, limits, grpo)
-        group[key] = _checked(key, value, group[key])
-    return replace(profile, **fields, limits=Limits(**limits), grpo=grpo)
+        label = f"Override {key}"
+        if key in fields:
+            fields[key] = grpo_arguments.converted(value, type(fields[key]), label)
+        elif key in limits:
+            limits[key] = grpo_arguments.converted(value, type(limits[key]), label)
+        else:
+            argument = _argument_of(key, [*fields, *limits], grpo)
+            if argument in for_trl:
+                raise ValueError(
+                    f"Overrides {argument} and grpo.{argument} are one setting: give it"
+                    " once."
+                )
+            for_trl[argument] = grpo_arguments.checked(argument, value, label)
+    return replace(profile, **fields, limits=Limits(**limits), grpo=grpo | for_trl)
 
 
-def _group_of(key: str, *groups: dict) -> dict:
-    """The group of settings that has this one."""
-    for group in groups:
-        if key in group:
-            return group
-    known = [setting for group in groups for setting in group]
-    close = difflib.get_close_matches(str(key), known, n=1)
+def _argument_of(key: str, own: list[str], grpo: dict) -> str:
+    """The argument of GRPOConfig that an override names, with "grpo." or without.
+
+    Args:
+        own: names of settings that are not TRL's.
+        grpo: the arguments that the profile has.
+    """
+    name = str(key).removeprefix("grpo.")
+    if grpo_arguments.is_known(name):
+        return name
+    close = grpo_arguments.close_to(name, *own)
     if close:
-        hint = f"did you mean {close[0]!r}?"
+        hint = f"did you mean {close!r}?"
     else:
-        hint = f"choose one of {', '.join(known)}."
-    raise ValueError(f"Unknown override {key!r}: {hint}")
-
-
-def _checked(key: str, value, default):
-    """The value, if it is of the default's type; a whole number will do for a decimal
-    one."""
-    # Python counts True and False as whole numbers; a setting does not.
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(default, float) and is_whole:
-        return float(value)
-    if type(value) is not type(default):
-        raise ValueError(
-            f"Override {key}={value!r} must be a {type(default).__name__} like"
-            f" {default!r}."
+        hint = (
+            f"choose one of {', '.join([*own, *grpo])}, or another argument of TRL's"
+            " GRPOConfig."
         )
-    if is_whole and value < 0:
-        raise ValueError(f"Override {key}={value!r} must not be negative.")
-    return value
+    if not grpo_arguments.trl_is_installed():
+        hint += " Other arguments of GRPOConfig need the extra [train]."
+    raise ValueError(f"Unknown override {key!r}: {hint}")
 
 
 def _check_turn_fits(limits: Limits) -> None:
@@ -237,30 +268,73 @@ def _check_counts(grpo: dict) -> None:
         value = grpo.get(key)
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{key}={value!r} must be at least 1, and a whole number.")
+    for key in ("num_iterations", "steps_per_generation", "generation_batch_size"):
+        value = grpo.get(key)
+        if value is not None and value < 1:
+            raise ValueError(f"{key}={value!r} must be at least 1.")
+
+
+def _rows_per_micro_batch(grpo: dict) -> int:
+    """Trajectories of one micro-batch, in all processes together."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return grpo["per_device_train_batch_size"] * processes
+
+
+def _micro_batches_per_generation(grpo: dict) -> int:
+    """How many micro-batches are sampled at once, as TRL's GRPOConfig works it out."""
+    if grpo.get("steps_per_generation"):
+        return grpo["steps_per_generation"]
+    if grpo.get("generation_batch_size"):
+        return max(1, grpo["generation_batch_size"] // _rows_per_micro_batch(grpo))
+    return grpo["gradient_accumulation_steps"]
+
+
+def _check_groups(grpo: dict) -> None:
+    """Trajectories are sampled in whole groups, one group per question."""
+    group = grpo["num_generations"]
+    if group < 2:
+        raise ValueError(
+            f"num_generations={group} must be at least 2: the trajectories of a"
+            " question are compared with each other."
+        )
+    rows = _rows_per_micro_batch(grpo) * _micro_batches_per_generation(grpo)
+    if rows % group:
+        raise ValueError(
+            f"num_generations={group} must divide the {rows} trajectories that are"
+            " sampled at once."
+        )
 
 
 def _check_save_steps(grpo: dict) -> None:
     """A checkpoint must fall between two generations of trajectories.
 
     TRL keeps the trajectories of a generation in memory only, so a run that goes on
-    from a step between would sample others.
+    from a step between would sample others. An epoch ends where a generation ends.
     """
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    micro_batch = grpo["per_device_train_batch_size"] * processes
+    if grpo.get("save_strategy", "steps") != "steps":
+        return
     micro_batches_per_step = grpo["gradient_accumulation_steps"]
-    # As TRL's GRPOConfig works out one from the other.
-    micro_batches_generated = grpo.get("steps_per_generation")
-    if not micro_batches_generated:
-        rows = grpo.get("generation_batch_size", micro_batches_per_step * micro_batch)
-        micro_batches_generated = max(1, rows // micro_batch)
-    micro_batches_served = micro_batches_generated * grpo.get("num_iterations", 1)
+    uses = grpo.get("num_iterations", 1)
+    micro_batches_served = _micro_batches_per_generation(grpo) * uses
     # 500 is transformers' own default.
     save_steps = grpo.get("save_steps", 500)
+    if 0 < save_steps < 1:
+        # A share of all steps, as transformers reads it.
+        save_steps = math.ceil(save_steps * grpo["max_steps"])
     if save_steps * micro_batches_per_step % micro_batches_served:
         steps_served = micro_batches_served / micro_batches_per_step
         raise ValueError(
             f"save_steps={save_steps}: trajectories serve {steps_served:g} steps, and"
             " between those a run would not go on as it was."
+        )
+
+
+def _warn_of_epochs(grpo: dict) -> None:
+    if "num_train_epochs" in grpo:
+        warnings.warn(
+            f"num_train_epochs={grpo['num_train_epochs']:g} has no effect:"
+            f" max_steps={grpo['max_steps']} says how long training goes on.",
+            stacklevel=3,
         )
 
 

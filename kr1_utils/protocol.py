@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from kr1_utils import templates
 from kr1_utils.profiles import SYSTEM_PROMPT
 
 TAGS = ("think", "search", "answer", "context")
@@ -56,7 +57,8 @@ def parse_turn(text: str) -> Turn:
     """Read one assistant message: its first closed action counts, unless it is empty.
 
     Args:
-        text: what the model wrote, without the end-of-turn token.
+        text: what the template opened and what the model wrote, without the
+            end-of-turn token.
     """
     thought = _THOUGHT.search(text)
     action = _ACTION.search(text)
@@ -180,45 +182,35 @@ class ChatFormat:
     after_user: str
     # The id of the token that ends an assistant message.
     end_of_turn: int
+    # The end of `after_user` that belongs to the model's turn: "", or "<think>" where
+    # the template opens the thought.
+    opened: str = ""
 
     @classmethod
     def from_tokenizer(cls, tokenizer) -> "ChatFormat":
-        """Read the format off the tokenizer's own template.
+        """Read the format off the tokenizer's template, changed where it must be.
+
+        See `templates.fit`, which sets the template that serves on the tokenizer, and
+        says so if it is not the tokenizer's own.
 
         Raises:
-            ValueError: if there is no template, or if it changes earlier messages when
-                one is appended.
+            ValueError: if there is no template, or none that serves: one that changes
+                no earlier message when one is appended, opens the assistant's turn,
+                and ends it with one special token.
         """
-        if not tokenizer.chat_template:
-            raise ValueError(
-                f"{tokenizer.name_or_path} has no chat template: take an instruct"
-                " model."
-            )
-        two_messages = messages("Q?")
-        three = [*two_messages, {"role": "assistant", "content": "ASSISTANT"}]
-        four = [*three, {"role": "user", "content": "USER"}]
-        shorter = tokenizer.apply_chat_template(three, tokenize=False)
-        longer = tokenizer.apply_chat_template(
-            four, tokenize=False, add_generation_prompt=True
-        )
-        only_appends = longer.startswith(shorter.rstrip())
-        if not only_appends or longer.count("USER") != 1:
-            raise ValueError(
-                "The chat template rewrites earlier messages when one is appended; "
-                "rollouts need a template that only appends."
-            )
-        after_assistant = shorter.split("ASSISTANT")[1]
-        end_of_turn = encode(tokenizer, after_assistant)[0]
-        before_user, after_user = longer.split("ASSISTANT")[1].split("USER")
+        fitted = templates.fit(tokenizer)
         return cls(
-            before_user.removeprefix(tokenizer.convert_ids_to_tokens(end_of_turn)),
-            after_user,
-            end_of_turn,
+            fitted.before_user, fitted.after_user, fitted.end_of_turn, fitted.opened
         )
 
 
 def prompt_ids(tokenizer, conversation: list[dict]) -> list[int]:
-    """Token ids (P,) of chat messages, ending where the model starts to write."""
+    """Token ids (P,) of chat messages, ending where the model starts to write.
+
+    Raises:
+        ValueError: if the chat template is refused (see `ChatFormat`).
+    """
+    templates.fit(tokenizer)
     escaped = [_escape_user_message(tokenizer, message) for message in conversation]
     text = tokenizer.apply_chat_template(
         escaped, tokenize=False, add_generation_prompt=True
@@ -236,7 +228,17 @@ def _escape_user_message(tokenizer, message: dict) -> dict:
 def user_ids(tokenizer, chat: ChatFormat, content: str) -> list[int]:
     """Token ids that append one user message and open the next assistant turn."""
     escaped = escape_special_tokens(tokenizer, content)
-    return encode(tokenizer, chat.before_user + escaped + chat.after_user)
+    text = chat.before_user + escaped + chat.after_user
+    return ids_after_turn(tokenizer, chat, text)
+
+
+def ids_after_turn(tokenizer, chat: ChatFormat, text: str) -> list[int]:
+    """Token ids of `text` where it follows the end of a turn.
+
+    There a tokenizer that puts a blank before each text, as Llama's do, puts none.
+    """
+    end_of_turn = tokenizer.convert_ids_to_tokens(chat.end_of_turn)
+    return encode(tokenizer, end_of_turn + text)[1:]
 
 
 def correction_ids(tokenizer, chat: ChatFormat, answer_now: bool = False) -> list[int]:

@@ -3,12 +3,13 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from kr1_utils.corpus import load_questions, read_rows
+from kr1_utils.corpus import load_questions
+from kr1_utils.rows import read_rows
 
 # Where one side is one of these and the other is not, words in common mean nothing.
 CLOSED_ANSWERS = {"yes", "no", "noanswer"}
@@ -50,11 +51,25 @@ def exact_match(
 ) -> float:
     """1.0 if the prediction equals a gold answer, both normalized, else 0.0.
 
-    A missing prediction (None) scores 0.0.
+    Where normalizing leaves nothing of either, as of "The The", "A" and "+", they are
+    compared as they are written. A missing prediction (None) scores 0.0.
     """
     if prediction is None:
         return 0.0
-    return float(normalize(prediction) in [normalize(g) for g in golden_answers])
+    return float(any(_equal(prediction, g, normalize) for g in golden_answers))
+
+
+def _equal(prediction: str, golden: str, normalize: Callable[[str], str]) -> bool:
+    normalized = normalize(golden)
+    if normalized:
+        return normalize(prediction) == normalized
+    # The published scorers take "" for "A" here, and "The The" for "+".
+    return not normalize(prediction) and _as_written(prediction) == _as_written(golden)
+
+
+def _as_written(text: str) -> str:
+    """Lower case and single blanks alone."""
+    return " ".join(text.lower().split())
 
 
 def f1_score(
@@ -65,10 +80,19 @@ def f1_score(
     """F1 of the words in common, the best over the gold answers.
 
     As in the 2WikiMultihopQA evaluation script (Ho et al., 2020): 0.0 where one side is
-    yes, no or noanswer and the other differs. A missing prediction (None) scores 0.0.
+    yes, no or noanswer and the other differs. Where normalizing leaves nothing of
+    either, 1.0 if they are written the same. A missing prediction (None) scores 0.0.
     """
-    predicted = normalize(prediction or "")
-    scores = [_f1_of_normalized(predicted, normalize(g)) for g in golden_answers]
+    if prediction is None:
+        return 0.0
+    predicted = normalize(prediction)
+    scores = []
+    for golden in golden_answers:
+        normalized = normalize(golden)
+        if predicted or normalized:
+            scores.append(_f1_of_normalized(predicted, normalized))
+        else:
+            scores.append(float(_equal(prediction, golden, normalize)))
     return max(scores, default=0.0)
 
 
@@ -89,27 +113,43 @@ def _f1_of_normalized(predicted: str, golden: str) -> float:
 def sub_em(prediction: str | None, golden_answers: list[str]) -> float:
     """1.0 if a gold answer is a sub-string of the prediction, both normalized.
 
-    Search-R1's second score (Jin et al., 2025, https://arxiv.org/abs/2503.09516).
+    Search-R1's second score (Jin et al., 2025, https://arxiv.org/abs/2503.09516). A
+    gold answer of which normalizing leaves nothing must be in it as it is written, as
+    whole words.
     """
     if prediction is None:
         return 0.0
     text = normalize_answer(prediction)
-    return float(any(normalize_answer(g) in text for g in golden_answers))
+    return float(any(_is_inside(g, prediction, text) for g in golden_answers))
+
+
+def _is_inside(golden: str, prediction: str, normalized_prediction: str) -> bool:
+    normalized = normalize_answer(golden)
+    if normalized:
+        return normalized in normalized_prediction
+    return f" {_as_written(golden)} " in f" {_as_written(prediction)} "
 
 
 def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
     """1.0 if every word of a gold answer is in the prediction, in any order.
 
-    R1-Searcher's cover match (Song et al., 2025).
+    R1-Searcher's cover match (Song et al., 2025). A gold answer of which normalizing
+    leaves nothing must be covered as it is written.
     """
     if prediction is None:
         return 0.0
+    words = set(normalize_r1(prediction).split())
     # split(" "), as published: a gold answer without a word is covered only by an
     # empty prediction.
-    words = set(normalize_r1(prediction).split(" "))
-    return float(
-        any(words.issuperset(normalize_r1(g).split(" ")) for g in golden_answers)
-    )
+    words_as_written = set(_as_written(prediction).split(" "))
+    return float(any(_is_covered(g, words, words_as_written) for g in golden_answers))
+
+
+def _is_covered(golden: str, words: set[str], words_as_written: set[str]) -> bool:
+    normalized = normalize_r1(golden)
+    if normalized:
+        return words.issuperset(normalized.split())
+    return words_as_written.issuperset(_as_written(golden).split(" "))
 
 
 def exact_match_r1(prediction: str | None, golden_answers: list[str]) -> float:
@@ -285,21 +325,115 @@ def _cells(means: dict[str, dict]) -> dict[str, str]:
     return cells
 
 
-def score_files(predictions: list[str], questions: str) -> dict:
+def score_files(
+    predictions: list[str], questions: str, keys: Sequence[str] = ("prediction",)
+) -> dict:
     """The `report` of one file of predictions, or of two that are compared.
 
     Args:
         predictions: one or two files, see `score_answers` for their rows.
         questions: the file of questions.
+        keys: where a row has its answer: one key for all files, or one per file.
+            "output.pred" is the key "pred" of the object under "output".
 
     Raises:
-        ValueError: for more than two files, or rows that cannot be scored.
+        ValueError: for more than two files, files in which no row has the key, or rows
+            that cannot be scored.
         OSError: if a file cannot be read.
     """
     if len(predictions) > 2:
         raise ValueError(
             f"One or two files of predictions can be scored, not {len(predictions)}."
         )
+    if len(keys) not in (1, len(predictions)):
+        raise ValueError(
+            f"{len(keys)} keys for {len(predictions)} files: name one for all, or one"
+            " for each."
+        )
     asked = load_questions(questions)
-    tables = [score_answers(list(read_rows(file)), asked) for file in predictions]
+    if len(keys) < len(predictions):
+        keys = [*keys] * len(predictions)
+    tables = []
+    for file, key in zip(predictions, keys, strict=True):
+        tables.append(score_answers(read_predictions(file, key), asked))
     return report(tables)
+
+
+def read_predictions(file: str, key: str = "prediction") -> list[dict]:
+    """The rows of a file, with their answer under "prediction".
+
+    Args:
+        file: see `read_rows`.
+        key: where it is in the file, see `score_files`. A row without it has no answer.
+
+    Raises:
+        ValueError: if there is no row, none has the key, or an answer is not text.
+    """
+    rows = list(read_rows(file))
+    if not rows:
+        raise ValueError(f"{file} holds no predictions.")
+    answers = [_value_at(row, key) for row in rows]
+    if all(answer is _ABSENT for answer in answers):
+        raise ValueError(_sentence_on_keys(file, key, rows))
+    predictions = []
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True), 1):
+        if answer is not _ABSENT:
+            _check_field(number, {key: answer}, key, str, "text")
+        row = {**row, "prediction": None if answer is _ABSENT else answer}
+        if "id" not in row and "_id" in row:
+            row["id"] = row["_id"]
+        if isinstance(row.get("searches"), str):
+            # A CSV holds nothing but text.
+            row["searches"] = _number_of(row["searches"])
+        predictions.append(row)
+    return predictions
+
+
+# In the place of a value that is not there; None may be one that is.
+_ABSENT = object()
+
+
+def _value_at(row: dict, key: str) -> object:
+    """The value under a key, or along the keys between the dots of it."""
+    if key in row:
+        return row[key]
+    value: object = row
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return _ABSENT
+        value = value[part]
+    return value
+
+
+def _number_of(text: str) -> int | str | None:
+    """A whole number written as text; None for no text; other text as it is."""
+    if not text.strip():
+        return None
+    return int(text) if text.strip().isdecimal() else text
+
+
+def _sentence_on_keys(file: str, key: str, rows: list[dict]) -> str:
+    seen = {}
+    for row in rows:
+        seen.update(_keys_of(row))
+    answers = [name for name in seen if name.rpartition(".")[2] in _NAMES_OF_ANSWERS]
+    example = answers[0] if answers else "output.pred"
+    return (
+        f"{file}: no row has {key!r}, the answer to score. The keys are"
+        f" {', '.join(seen)}: name the right one, as in --key {example}."
+    )
+
+
+# What others call the answer that a model gave.
+_NAMES_OF_ANSWERS = ("pred", "prediction", "predicted_answer", "output", "answer")
+
+
+def _keys_of(row: dict, before: str = "") -> dict[str, None]:
+    """Keys of a row; those of an object within it behind a dot."""
+    keys: dict[str, None] = {}
+    for key, value in row.items():
+        if isinstance(value, dict) and value:
+            keys.update(_keys_of(value, f"{before}{key}."))
+        else:
+            keys[f"{before}{key}"] = None
+    return keys

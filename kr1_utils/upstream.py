@@ -11,8 +11,8 @@ from dataclasses import dataclass
 class Private:
     """A private name of another library.
 
-    `parameters` are those of a function, in order; None stands for an attribute that
-    the class's own code sets or reads.
+    `parameters` are those of a function, in order, or () where they do not matter;
+    None stands for an attribute that the class's own code sets or reads.
     """
 
     owner: str  # module:class
@@ -174,6 +174,14 @@ PRIVATE = (
         "The attention that a model had is set again after generation.",
     ),
     Private(
+        "transformers:PreTrainedModel",
+        "_can_set_attn_implementation",
+        "called",
+        "engines/transformers.py",
+        "A model with an attention of its own, such as Falcon's, warns at every rollout"
+        " if another is set.",
+    ),
+    Private(
         "llvmlite.binding.ffi:_lib_wrapper",
         "_fntab",
         "changed",
@@ -202,5 +210,39 @@ PRIVATE = (
         "read",
         "bench/trl_tools.py",
         "A training step sets it before the tool loop.",
+    ),
+    Private(
+        "trl.kernels:chunked_logprob",
+        "_forward_tile",
+        "replaced",
+        "memory/simulate.py",
+        "A GPU has a Triton kernel in its place, which folds a tile of logits without"
+        " copies.",
+        (),
+    ),
+    Private(
+        "trl.kernels:chunked_logprob",
+        "_backward_tile",
+        "replaced",
+        "memory/simulate.py",
+        "The same, in the backward pass.",
+        (),
+    ),
+    Private(
+        "trl.kernels:chunked_logprob",
+        "_addmm_fp32",
+        "replaced",
+        "memory/simulate.py",
+        "A GPU adds products of bfloat16 in float32 without copies.",
+        (),
+    ),
+    Private(
+        "trl.trainer:utils",
+        "_use_triton",
+        "replaced",
+        "models.py",
+        "On a CPU TRL applies the head to prompts and padding too, and no argument says"
+        " otherwise.",
+        ("device",),
     ),
 )

@@ -7,7 +7,7 @@ from operator import itemgetter
 import pandas as pd
 
 from kr1_utils.agent import Trajectory
-from kr1_utils.protocol import ChatFormat
+from kr1_utils.protocol import ChatFormat, encode, ids_after_turn
 
 # Who wrote a token -> background colour.
 COLORS = {
@@ -95,8 +95,8 @@ def writers(trajectory: Trajectory, chat: ChatFormat, tokenizer) -> list[str]:
     Returns:
         One name per token of the prompt and the completion.
     """
-    header = _token_ids(tokenizer, chat.before_user)
-    opening = _token_ids(tokenizer, chat.after_user)
+    header = ids_after_turn(tokenizer, chat, chat.before_user)
+    opening = encode(tokenizer, chat.after_user)
     ids = trajectory.completion_ids
     # One name for each token of the completion that has been read.
     names: list[str] = []
@@ -108,10 +108,6 @@ def writers(trajectory: Trajectory, chat: ChatFormat, tokenizer) -> list[str]:
         names.append("model" if trajectory.loss_mask[end] else "header")
         names += _names_of_message(ids[len(names) :], header, opening)
     return ["prompt"] * len(trajectory.prompt_ids) + names
-
-
-def _token_ids(tokenizer, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _end_of_turn(

@@ -190,23 +190,26 @@ def tiny_profile(**changes):
 TINY = tiny_profile()
 
 
-def make_trainer(folder, questions, retriever, profile=TINY, kind=None, **more):
+def make_trainer(
+    folder, questions, retriever, profile=TINY, kind=None, model=None, **more
+):
     """A trainer of data/tiny-lm on the first 40 training questions, ready to train.
 
     Args:
         questions: {"train": [question, …]}.
         kind: the class; None is `KnowledgeGRPOTrainer`.
+        model: None is data/tiny-lm.
         more: further arguments of the class.
     """
     # Most tests train nothing, and TRL takes seconds to import.
     from kr1_utils import corpus, models, rewards, trainer
 
-    model, tokenizer = models.load("data/tiny-lm")
+    tiny, tokenizer = models.load("data/tiny-lm")
     functions = [rewards.accuracy_reward, rewards.format_reward]
     more = {"reward_funcs": functions, **more}
     kind = kind or trainer.KnowledgeGRPOTrainer
     return kind(
-        model,
+        model or tiny,
         retriever=retriever,
         limits=profile.limits,
         system_prompt=profile.system_prompt,
@@ -392,3 +395,135 @@ def check_against_plain_bm25s(index, passages, queries, k=10):
             tied = np.abs(scores - passage["score"]) < 1e-4
             if tied.sum() == 1:
                 assert rows[passage["id"]] == best[place]
+
+
+# Of the GGUF files that tests write.
+GGUF_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+GGUF_MERGES = ["h e", "\u0120 t", "\u0120t he", "1 2"]
+GGUF_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def gguf_tokens():
+    """The vocabulary of those files: bytes, what is merged, what is never cut."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    merged = [merge.replace(" ", "") for merge in GGUF_MERGES]
+    return [*sorted(ByteLevel.alphabet()), *merged, *GGUF_SPECIAL, "<tool_call>"]
+
+
+def small_model(kind="llama", tied=True, **settings):
+    """A random model of two layers whose vocabulary is `gguf_tokens`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokens = gguf_tokens()
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=len(tokens),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        eos_token_id=tokens.index("<|im_end|>"),
+        bos_token_id=tokens.index("<|endoftext|>"),
+        pad_token_id=tokens.index("<|endoftext|>"),
+        **settings,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(std=0.3)
+    return model
+
+
+# llama.cpp's names for the parts of a model.
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "model.layers": "blk",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.o_proj": "attn_output",
+    "self_attn": "attn",
+    "mlp": "ffn",
+    "_proj": "",
+    "attn.": "attn_",
+    "ffn.": "ffn_",
+    "lm_head": "output",
+}
+
+
+def write_gguf(file, model, template=GGUF_TEMPLATE, pre="gpt-2", without=(), more=()):
+    """Write a model as llama.cpp's converter does: in F32, its head apart in Q8_0.
+
+    Args:
+        template: of a chat; None writes none.
+        pre: how the file says that words are cut.
+        without: names of tensors that are left out.
+        more: names of vectors that are added.
+    """
+    import gguf
+
+    kind = model.config.model_type
+    writer = gguf.GGUFWriter(str(file), kind)
+    write_gguf_metadata(writer, model.config, template, pre)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        array = weight.float().numpy()
+        if kind == "llama" and ("q_proj" in name or "k_proj" in name):
+            # llama.cpp turns neighbours where transformers turns halves.
+            by_head = array.reshape(-1, 2, 4, *array.shape[1:])
+            array = by_head.swapaxes(1, 2).reshape(array.shape)
+        for theirs, llama_cpps in GGUF_NAMES.items():
+            name = name.replace(theirs, llama_cpps)
+        if name in without:
+            continue
+        if name == "output.weight":
+            packed = gguf.GGMLQuantizationType.Q8_0
+            array = gguf.quants.quantize(array, packed)
+            writer.add_tensor(name, array, raw_dtype=packed)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(array))
+    for name in more:
+        writer.add_tensor(name, np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def write_gguf_metadata(writer, config, template, pre):
+    tokens = gguf_tokens()
+    # 1 is an ordinary token, 3 one that steers, 4 one that is never cut.
+    kinds = [1] * len(tokens)
+    kinds[-1] = 4
+    for token in GGUF_SPECIAL:
+        kinds[tokens.index(token)] = 3
+    writer.add_name("small")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(GGUF_MERGES)
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_pad_token_id(config.pad_token_id)
+    if template:
+        writer.add_chat_template(template)

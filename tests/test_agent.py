@@ -565,3 +565,32 @@ def test_retriever_that_loses_a_query_is_refused(tokenizer):
 
     with pytest.raises(ValueError, match="0 results for 1 queries"):
         play(tokenizer, [SEARCH, ANSWER], shelf=Loser())
+
+
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
+def test_thought_that_the_prompt_opens_belongs_to_the_turn(tokenizer, opened):
+    opening = copy.deepcopy(tokenizer)
+    opening.chat_template = opening.chat_template.replace(
+        "assistant\n{% endif", "assistant\n" + opened + "{% endif"
+    )
+    said = [SEARCH.removeprefix("<think>"), ANSWER.removeprefix("<think>")]
+    t = play(opening, said)
+    assert rewards.format_score(t.turns) == 1.0
+    assert t.texts == [opened + text for text in said]
+    assert (t.answer, t.searches) == ("Merano", 1)
+    chat = protocol.ChatFormat.from_tokenizer(opening)
+    checks.check_mask(t.completion_ids, t.loss_mask, opening, chat)
+    ids = zip(t.completion_ids, t.loss_mask, strict=True)
+    assert opening.decode([i for i, mask in ids if mask]) == "".join(said)
+
+
+def test_script_may_hold_the_thought_that_the_prompt_opens(tokenizer):
+    opening = copy.deepcopy(tokenizer)
+    opening.chat_template = opening.chat_template.replace(
+        "assistant\n{% endif", "assistant\n<think>\n{% endif"
+    )
+    t = play(opening, [SEARCH, "<think>\nI look.</think><answer> Merano</answer>"])
+    assert [turn.thought for turn in t.turns] == ["I look."] * 2
+    shown = opening.decode(t.prompt_ids + t.completion_ids)
+    assert shown.count("<think>") == 2
+    assert rewards.format_score(t.turns) == 1.0

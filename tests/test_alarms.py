@@ -255,3 +255,15 @@ def test_in_training_an_alarm_saves_a_checkpoint_and_stops(
         resume_from_checkpoint=True
     )  # as if it had been killed before it could end
     assert again.state.global_step == WINDOW
+
+
+def test_alarms_that_are_added_twice_watch_once(tmp_path, questions, retriever):
+    run = make_trainer(tmp_path, questions, retriever)
+    alarms.watch(run, tmp_path)
+    second = alarms.watch(run, tmp_path, stop=True)
+    watching = [
+        callback
+        for callback in run.callback_handler.callbacks
+        if isinstance(callback, CollapseAlarms)
+    ]
+    assert watching == [second]

@@ -105,7 +105,7 @@ def test_a_module_that_is_a_command_too_is_the_same_one(module, capsys, monkeypa
     [
         (["--profile", "tyni"], "Unknown profile 'tyni'"),
         (["--set", "max_step=3"], "did you mean 'max_steps'"),
-        (["--set", "max_steps=many"], "must be a int"),
+        (["--set", "max_steps=many"], "max_steps='many' must be"),
         (["--set", "max_turns=-1"], "must not be negative"),
         (["--set", "max_steps"], "takes KEY=VALUE"),
         (["--seed", "-1"], "SEED must be a whole number"),
@@ -201,6 +201,35 @@ def test_run_hands_every_word_over(monkeypatch):
         num_processes=2,
         accelerate_config="a.yaml",
     )
+
+
+def test_tilde_in_the_words_of_a_run_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # A shell leaves it as it is behind "=".
+    words = ["--out=~/o", "--data=~/d", "--accelerate-config=~/a.yaml"]
+    request = request_of(*words, monkeypatch=monkeypatch)
+    assert request.out == str(tmp_path / "o")
+    assert request.data == str(tmp_path / "d")
+    assert request.accelerate_config == str(tmp_path / "a.yaml")
+
+
+def test_tilde_in_the_words_of_other_commands_is_the_home_folder(monkeypatch, tmp_path):
+    from kr1_utils.bench import run as bench_run
+    from kr1_utils.miniwiki import make
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    monkeypatch.setattr(bench_run, "run", seen.append)
+    words = ["--data=~/d", "--model=~/m", "--adapter=~/a", "--csv=~/t.csv"]
+    assert cli.main(["bench", "agent", *words]) == 0
+    given = vars(seen.pop())
+    names = {"data": "d", "model": "m", "adapter": "a", "csv": "t.csv"}
+    assert {key: str(given[key]) for key in names} == {
+        key: str(tmp_path / name) for key, name in names.items()
+    }
+    monkeypatch.setattr(make, "write_world", seen.append)
+    assert cli.main(["miniwiki", "--out=~/w"]) == 0
+    assert seen == [tmp_path / "w"]
 
 
 def test_a_setting_is_json_if_it_can_be_read_so_else_text(monkeypatch):

@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import pickle
 
+import pandas as pd
 import pytest
 
 from kr1_utils import corpus, profiles
@@ -20,110 +20,6 @@ def jsonl(*rows):
 
 def ids(rows):
     return [row["id"] for row in rows]
-
-
-# --- rows ---
-
-
-@pytest.mark.parametrize(
-    "bad", ["{", "nothing", '{"id": 1} x', "[1, 2]", '"text"', "7"]
-)
-def test_line_that_is_no_json_object_is_named_by_its_number(tmp_path, bad):
-    file = tmp_path / "c.jsonl"
-    file.write_text(jsonl(PASSAGE, "", bad, PASSAGE))
-    with pytest.raises(
-        corpus.UnreadableRowError, match=r"c\.jsonl, line 3 is not"
-    ) as caught:
-        corpus.load_passages(file)
-    assert (caught.value.file, caught.value.line) == (file, 3)
-
-
-def test_error_of_a_row_comes_whole_out_of_another_process(tmp_path):
-    error = corpus.UnreadableRowError(tmp_path / "c.jsonl", "JSON", "no object", 3)
-    copy = pickle.loads(pickle.dumps(error))
-    assert str(copy) == str(error)
-    assert (copy.file, copy.line) == (error.file, error.line)
-
-
-def test_bytes_that_are_not_utf8_are_named_by_their_line(tmp_path):
-    file = tmp_path / "c.jsonl"
-    file.write_bytes(jsonl(PASSAGE).encode() + '{"id": "ż"}\n'.encode("latin2"))
-    with pytest.raises(ValueError, match="line 2 is not JSON"):
-        corpus.load_passages(file)
-
-
-def test_windows_line_ends_and_blank_lines_are_accepted(tmp_path):
-    text = "\n" + jsonl(PASSAGE, {**PASSAGE, "text": "Łódź"})
-    file = tmp_path / "c.jsonl"
-    file.write_bytes(text.replace("\n", "\r\n").encode())
-    assert [p["text"] for p in corpus.load_passages(file)] == ["t", "Łódź"]
-
-
-def test_json_is_a_list_or_an_object_a_line(tmp_path):
-    as_list = json.dumps([QUESTION], indent=1)
-    file = tmp_path / "q.json"
-    for text in (jsonl(QUESTION), f"\n\n{as_list}", f"\ufeff{as_list}"):
-        file.write_text(text, encoding="utf-8")
-        assert corpus.load_questions(file) == [QUESTION]
-
-
-def test_a_file_that_is_not_compressed_is_named(tmp_path):
-    for name in ("c.jsonl.gz", "c.json.gz", "c.tsv.gz"):
-        (tmp_path / name).write_text(jsonl(PASSAGE))
-        with pytest.raises(ValueError, match=rf"{name}.*Not a gzipped file"):
-            corpus.load_passages(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["own.jsonl.gz", "bare.json.gz", "psgs_w100.tsv.gz"])
-def test_a_compressed_file_that_was_cut_off_is_named(tmp_path, name):
-    write_corpora(tmp_path)
-    file = tmp_path / name
-    whole = file.read_bytes()
-    broken_inside = whole[:30] + b"xxxxxxxx" + whole[38:]
-    for broken in (whole[:-12], broken_inside):
-        file.write_bytes(broken)
-        with pytest.raises(ValueError, match=name):
-            corpus.load_passages(file)
-
-
-def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
-    file = tmp_path / "c.tsv"
-    file.write_text("\ufeffid\ttext\ttitle\np7\tt\tT\n", encoding="utf-8")
-    assert ids(corpus.load_passages(file)) == ["p7"]
-
-
-def test_a_tsv_may_hold_a_longer_passage_than_python_allows_by_itself(tmp_path):
-    text = "word " * 100_000
-    file = tmp_path / "c.tsv"
-    file.write_text(f"id\ttext\ttitle\np\t{text}\tT\n")
-    assert corpus.load_passages(file)[0]["text"] == text
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No file .*none\.jsonl"):
-        corpus.load_passages(tmp_path / "none.jsonl")
-
-
-@pytest.mark.parametrize("name", ["nothing", "a/b/c", "folder/questions.jsonl"])
-def test_what_is_no_hub_id_is_not_looked_for_there(name):
-    with pytest.raises(FileNotFoundError, match=f"No file {name}"):
-        corpus.load_questions(name)
-
-
-def test_a_folder_of_a_data_set_is_read_through_datasets(tmp_path):
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for split in ("train", "test"):
-        row = {"problem": split, "golden_answers": ["a"]}
-        (folder / f"{split}.jsonl").write_text(jsonl(row))
-    assert corpus.load_questions(folder, "test")[0]["question"] == "test"
-    assert corpus.load_questions(folder)[0]["question"] == "train"
-
-
-def test_a_data_set_that_cannot_be_had_is_named(monkeypatch):
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="nobody/nothing"):
-        corpus.load_questions("nobody/nothing", "test")
 
 
 # --- passages ---
@@ -183,8 +79,10 @@ def test_passages_are_streamed_so_that_a_bad_line_far_down_is_met_late(tmp_path)
             '{"id": "1", "wiki": "x"}\n',
             "passage 1 has no text under 'title': it has id, wiki",
         ),
-        ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "passage 1 has no text under 'title'"),
-        ("c.tsv", "id\ttext\n1\ta\tb\tc\n", "passage 1 has no text under 'title'"),
+        ("c.tsv", "id\ttext\n1\tonly\n", "passage 1 has no text under 'title'"),
+        ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "line 2 is not TSV: .* has 2"),
+        ("c.tsv", "id\ttext\n1\ta\tb\tc\n", "line 2 is not TSV: .* has 4"),
+        ("c.csv", "id,text,title\n1,only\n", "line 2 is not CSV: .* has 2"),
         ("c.json", '[{"title": "a"', "c.json is not JSON"),
         ("c.json", '["a"]', "c.json is not JSON"),
         ("c.json", "[7]", "c.json is not JSON"),
@@ -276,6 +174,262 @@ def test_questions_of_2wikimultihopqa_with_their_aliases(tmp_path):
     assert two["golden_answers"] == ["Anna"]
 
 
+TWO_WIKI = {
+    "_id": "x1",
+    "type": "comparison",
+    "question": "Who?",
+    "answer": "Anna",
+    "supporting_facts": [["A", 0], ["B", 1], ["A", 2]],
+}
+READ = {
+    "id": "x1",
+    "question": "Who?",
+    "type": "comparison",
+    "golden_answers": ["Anna"],
+    "supporting_titles": ["A", "B"],
+}
+
+
+@pytest.mark.parametrize(
+    "facts, titles",
+    [
+        (TWO_WIKI["supporting_facts"], ["A", "B"]),
+        (json.dumps(TWO_WIKI["supporting_facts"]), ["A", "B"]),
+        # As pandas writes it into a CSV.
+        (str(TWO_WIKI["supporting_facts"]), ["A", "B"]),
+        ({"title": ["A", "B", "A"], "sent_id": [0, 1, 2]}, ["A", "B"]),
+        (json.dumps({"title": ["A", "B"], "sent_id": [0, 1]}), ["A", "B"]),
+        ([{"title": "A", "sent_id": 0}, {"title": "B", "sent_id": 0}], ["A", "B"]),
+        (None, []),
+        ([], []),
+        ("", []),
+        ("null", []),
+    ],
+)
+def test_supporting_facts_are_read_in_every_form(tmp_path, facts, titles):
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl({**TWO_WIKI, "supporting_facts": facts}))
+    assert corpus.load_questions(file) == [{**READ, "supporting_titles": titles}]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    ["A", "[['A' 'B']]", "[[", 3, {"sent_id": [0]}, {"title": "A"}, [0], [[]], [[1]]],
+)
+def test_supporting_facts_in_no_known_form_are_refused_with_the_question(
+    tmp_path, facts
+):
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl({**TWO_WIKI, "supporting_facts": facts}))
+    with pytest.raises(ValueError, match=r"question 1 \(x1\).*'supporting_facts' is"):
+        corpus.load_questions(file)
+
+
+@pytest.mark.parametrize("answer", [{}, {"answer": "Other"}, {"answer": None}])
+def test_golden_answers_beside_the_id_of_2wikimultihopqa_are_read(tmp_path, answer):
+    row = {"_id": "x1", "question": "Who?", "golden_answers": ["Anna", "Ann"]}
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl(row | answer))
+    assert corpus.load_questions(file)[0]["golden_answers"] == ["Anna", "Ann"]
+
+
+HOTPOT = {
+    "id": "x1",
+    "question": "Who?",
+    "answer": "Anna",
+    "type": "comparison",
+    "level": "hard",
+    "supporting_facts": {"title": ["A", "B", "A"], "sent_id": [0, 1, 2]},
+    "context": {"title": ["A"], "sentences": [["a", "b"]]},
+}
+MUSIQUE = {
+    "id": "2hop__1_2",
+    "paragraphs": [
+        {"idx": 0, "title": "A", "paragraph_text": "a", "is_supporting": True},
+        {"idx": 1, "title": "B", "paragraph_text": "b", "is_supporting": False},
+        {"idx": 2, "title": "C", "paragraph_text": "c", "is_supporting": True},
+    ],
+    "question": "Who?",
+    "question_decomposition": [{"id": 1, "question": "x", "answer": "y"}],
+    "answer": "Anna",
+    "answer_aliases": ["Ann", "A."],
+    "answerable": True,
+}
+SEARCH_R1 = {
+    "id": "train_0",
+    "question": "who?",
+    "golden_answers": ["Anna", "Ann"],
+    "data_source": "nq",
+    "prompt": [{"role": "user", "content": "Answer the question. Question: who?"}],
+    "ability": "fact-reasoning",
+    "reward_model": {"style": "rule", "ground_truth": {"target": ["Anna", "Ann"]}},
+    "extra_info": {"index": 0, "split": "train"},
+}
+
+
+def write_as(folder, kind, rows):
+    """A file of rows; CSV has lists and objects as JSON."""
+    file = folder / f"q.{kind}"
+    if kind == "parquet":
+        pd.DataFrame(rows).to_parquet(file)
+    elif kind == "csv":
+        cells = [
+            {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+            for row in rows
+        ]
+        pd.DataFrame(cells).to_csv(file, index=False)
+    else:
+        file.write_text(json.dumps(rows, indent=1))
+    return file
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "csv"])
+@pytest.mark.parametrize(
+    "row, read",
+    [
+        (HOTPOT, READ),
+        (
+            MUSIQUE,
+            {
+                "id": "2hop__1_2",
+                "question": "Who?",
+                "type": "",
+                "golden_answers": ["Anna", "Ann", "A."],
+                "supporting_titles": ["A", "C"],
+            },
+        ),
+        (
+            SEARCH_R1,
+            {
+                "id": "train_0",
+                "question": "who?",
+                "golden_answers": ["Anna", "Ann"],
+                "data_source": "nq",
+            },
+        ),
+    ],
+    ids=["HotpotQA", "MuSiQue", "Search-R1"],
+)
+def test_questions_of_others_are_read_from_every_kind_of_file(
+    tmp_path, kind, row, read
+):
+    assert corpus.load_questions(write_as(tmp_path, kind, [row])) == [read]
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "csv"])
+@pytest.mark.parametrize("metadata", [None, {"type": "inference"}])
+def test_questions_as_flashrag_publishes_them_are_read_from_every_kind_of_file(
+    tmp_path, kind, metadata
+):
+    row = {**QUESTION, "metadata": metadata}
+    read = corpus.load_questions(write_as(tmp_path, kind, [row]))[0]
+    assert QUESTION.items() <= read.items()
+    assert read.get("type") == (metadata and "inference")
+
+
+@pytest.mark.parametrize(
+    "truth", [{"target": ["Anna"]}, {"target": "Anna"}, ["Anna"], "Anna"]
+)
+def test_answers_of_a_reward_model_are_golden_answers(tmp_path, truth):
+    row = {
+        "prompt": SEARCH_R1["prompt"],
+        "reward_model": {"ground_truth": truth},
+        "extra_info": {"index": 7, "question": "who?"},
+    }
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl(row))
+    assert corpus.load_questions(file) == [
+        {"id": 7, "question": "who?", "golden_answers": ["Anna"]}
+    ]
+
+
+def test_a_question_that_stands_only_in_a_prompt_is_refused(tmp_path):
+    row = {key: value for key, value in SEARCH_R1.items() if key != "question"}
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl(row))
+    with pytest.raises(ValueError, match="question 1 has no text under 'question'"):
+        corpus.load_questions(file)
+
+
+def test_data_sets_in_one_file_that_count_alike_are_told_apart(tmp_path):
+    file = tmp_path / "q.jsonl"
+    other = {**SEARCH_R1, "data_source": "hotpotqa"}
+    file.write_text(jsonl(SEARCH_R1, other))
+    assert ids(corpus.load_questions(file)) == ["train_0", "hotpotqa/train_0"]
+    file.write_text(jsonl(SEARCH_R1, other, other))
+    with pytest.raises(ValueError, match="question 3 has no id of its own"):
+        corpus.load_questions(file)
+
+
+@pytest.mark.parametrize(
+    "change, key",
+    [
+        ({"answer_aliases": "Ann"}, "answer_aliases"),
+        ({"paragraphs": ["A"]}, "paragraphs"),
+        ({"paragraphs": 3}, "paragraphs"),
+        ({"paragraphs": [{"is_supporting": True}]}, "supporting_titles"),
+    ],
+)
+def test_a_column_in_no_known_form_is_refused_with_the_question(tmp_path, change, key):
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl({**MUSIQUE, **change}))
+    with pytest.raises(ValueError, match=rf"question 1 \(2hop__1_2\).*'{key}' is not"):
+        corpus.load_questions(file)
+
+
+def test_paragraphs_of_musique_may_be_an_object_of_lists(tmp_path):
+    paragraphs = {"title": ["A", "B"], "is_supporting": [False, True]}
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl({**MUSIQUE, "paragraphs": paragraphs}))
+    assert corpus.load_questions(file)[0]["supporting_titles"] == ["B"]
+
+
+def test_lists_of_a_csv_that_pandas_wrote_are_lists(tmp_path):
+    row = {
+        **QUESTION,
+        "golden_answers": ["O'Neil", 'the "a"'],
+        "supporting_titles": ["A"],
+        "answer_in_corpus": False,
+    }
+    file = tmp_path / "q.csv"
+    pd.DataFrame([row]).to_csv(file, index=False)
+    assert corpus.load_questions(file) == [row]
+
+
+@pytest.mark.parametrize("golden", ["Anna", "['Anna' 'Ann']", "[Anna]", "[]", ""])
+def test_golden_answers_of_a_csv_that_are_no_list_are_refused(tmp_path, golden):
+    file = tmp_path / "q.csv"
+    pd.DataFrame([{**QUESTION, "golden_answers": golden}]).to_csv(file, index=False)
+    with pytest.raises(ValueError, match=r"question 1 \(q\) has no golden answers"):
+        corpus.load_questions(file)
+
+
+@pytest.mark.parametrize("titles", ["Anna", 3, [1], {"title": ["A"]}])
+def test_supporting_titles_that_are_no_list_of_texts_are_refused(tmp_path, titles):
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl({**QUESTION, "supporting_titles": titles}))
+    with pytest.raises(ValueError, match=r"question 1 \(q\): 'supporting_titles' is"):
+        corpus.load_questions(file)
+
+
+@pytest.mark.parametrize("kind", ["list", "lines"])
+def test_aliases_are_read_behind_a_byte_order_mark(tmp_path, kind):
+    alias = {"Q_id": "Q1", "aliases": ["Ann"], "demonyms": []}
+    text = jsonl(alias) if kind == "lines" else json.dumps([alias])
+    (tmp_path / "id_aliases.json").write_text(f"\ufeff{text}", encoding="utf-8")
+    (tmp_path / "dev.json").write_text(json.dumps([{**TWO_WIKI, "answer_id": "Q1"}]))
+    read = corpus.load_questions(tmp_path / "dev.json")
+    assert read[0]["golden_answers"] == ["Anna", "Ann"]
+
+
+def test_aliases_that_are_no_list_are_refused(tmp_path):
+    alias = {"Q_id": "Q1", "aliases": "Ann"}
+    (tmp_path / "id_aliases.json").write_text(jsonl(alias))
+    (tmp_path / "dev.json").write_text(json.dumps([TWO_WIKI]))
+    with pytest.raises(ValueError, match=r"id_aliases.json, Q1: 'aliases' is not"):
+        corpus.load_questions(tmp_path / "dev.json")
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", '{"Q_id": "Q1"}\n3\n'])
 def test_aliases_that_cannot_be_read_are_named(tmp_path, text):
     (tmp_path / "dev.json").write_text(json.dumps([QUESTION]))
@@ -318,6 +472,28 @@ def test_question_without_golden_answers_is_refused_and_named(tmp_path, golden):
     file.write_text(jsonl(QUESTION, {**QUESTION, "id": "r", "golden_answers": golden}))
     with pytest.raises(ValueError, match=r"question 2 \(r\) has no golden answers"):
         corpus.load_questions(file)
+
+
+@pytest.mark.parametrize("golden", [[""], ["  "], ["a", ""], ["\t", "a"]])
+def test_question_with_a_blank_golden_answer_is_refused_and_named(tmp_path, golden):
+    file = tmp_path / "q.jsonl"
+    rows = [
+        {"id": "r", "question": "Q?", "golden_answers": golden},
+        {"_id": "r", "question": "Q?", "answer": "a", "golden_answers": golden},
+        {"id": "r", "question": "Q?", "answer": golden[0], "answer_aliases": golden},
+        {"id": "r", "question": "Q?", "reward_model": {"ground_truth": golden}},
+    ]
+    for row in rows:
+        file.write_text(jsonl(QUESTION, row))
+        with pytest.raises(ValueError, match=r"question 2 \(r\) has a blank golden"):
+            corpus.load_questions(file)
+
+
+@pytest.mark.parametrize("golden", ["The The", "A", "+", "the"])
+def test_an_answer_of_articles_or_signs_is_one(tmp_path, golden):
+    file = tmp_path / "q.jsonl"
+    file.write_text(jsonl({**QUESTION, "golden_answers": [golden]}))
+    assert corpus.load_questions(file)[0]["golden_answers"] == [golden]
 
 
 def test_question_without_the_key_golden_answers_is_refused(tmp_path):
@@ -367,6 +543,31 @@ def test_a_folder_of_yours_may_hold_files_of_any_kind(tmp_path):
     assert corpus.load_passages(where["passages"]) == THREE
     assert where["train"] is None
     assert corpus.load_split(where, "test") == [QUESTION]
+
+
+def test_a_folder_of_yours_may_hold_parquet_and_csv(tmp_path):
+    pd.DataFrame(THREE).to_parquet(tmp_path / "passages.parquet")
+    write_as(tmp_path, "csv", [HOTPOT]).rename(tmp_path / "questions.csv")
+    where = corpus.locate_files(profiles.resolve("tiny"), str(tmp_path))
+    assert corpus.load_passages(where["passages"]) == THREE
+    assert corpus.load_split(where, "test") == [READ]
+
+
+def test_a_folder_of_yours_may_lie_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "passages.jsonl").write_text(jsonl(PASSAGE))
+    (tmp_path / "mine" / "questions.jsonl").write_text(jsonl(QUESTION))
+    where = corpus.locate_files(profiles.resolve("tiny"), "~/mine")
+    assert where["passages"] == tmp_path / "mine" / "passages.jsonl"
+    assert corpus.load_questions("~/mine/questions.jsonl") == [QUESTION]
+    assert corpus.load_passages("~/mine/passages.jsonl") == [PASSAGE]
+
+
+@pytest.mark.parametrize("data", [5, ["a"], True])
+def test_data_that_is_no_text_is_refused(data):
+    with pytest.raises(ValueError, match="DATA must be text, not"):
+        corpus.locate_files(profiles.resolve("tiny"), data)
 
 
 def test_own_data_needs_only_passages_and_questions(tmp_path):

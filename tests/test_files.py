@@ -20,6 +20,23 @@ def test_relative_paths_start_at_the_repository(tmp_path):
     assert files.in_repository(str(tmp_path)) == tmp_path
 
 
+def test_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.jsonl").touch()
+    assert files.expand_home("~/a") == str(tmp_path / "a")
+    assert files.expand_home("a/~b") == "a/~b"
+    assert files.expand_home(Path("~/a")) == str(tmp_path / "a")
+    assert files.expand_home("~no such user/a") == "~no such user/a"
+    assert files.in_repository("~/a") == tmp_path / "a"
+    assert files.shipped("~/own.jsonl") == tmp_path / "own.jsonl"
+
+
+@pytest.mark.parametrize("value", [5, None, 1.5, ["a"], True, b"a"])
+def test_path_that_is_no_text_is_refused_by_its_name(value):
+    with pytest.raises(ValueError, match="^OUT must be text, not "):
+        files.expand_home(value, "OUT")
+
+
 def test_shown_paths_never_start_at_the_root(tmp_path):
     assert files.display_path(REPO / "data" / "x.csv") == "data/x.csv"
     assert not files.display_path(tmp_path / "x.csv").startswith("/")

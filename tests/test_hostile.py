@@ -363,7 +363,7 @@ def test_no_token_has_more_characters_than_an_observation_is_cut_by(lm_tokenizer
 def test_hostile_rows_come_back_from_files_as_they_were(tmp_path, rows):
     file = tmp_path / "rows.jsonl"
     asked = [
-        {"id": str(i), "question": f"Q{q}", "golden_answers": [a, b]}
+        {"id": str(i), "question": f"Q{q}", "golden_answers": [f"A{a}", f"B{b}"]}
         for i, (q, a, b) in enumerate(rows)
     ]
     files.write_jsonl(file, asked)

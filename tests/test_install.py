@@ -16,8 +16,14 @@ PACKAGE = REPO / "kr1_utils"
 PROJECT = tomllib.loads((PACKAGE / "pyproject.toml").read_text(encoding="utf-8"))
 
 
+def files_called(pattern) -> set:
+    """Files of the package; what an installation in place has built is not its own."""
+    build = PACKAGE / "build"
+    return {file for file in PACKAGE.rglob(pattern) if build not in file.parents}
+
+
 def test_every_folder_of_the_package_is_listed():
-    folders = {file.parent.relative_to(REPO) for file in PACKAGE.rglob("__init__.py")}
+    folders = {file.parent.relative_to(REPO) for file in files_called("__init__.py")}
     listed = PROJECT["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(".".join(folder.parts) for folder in folders)
 
@@ -28,10 +34,8 @@ def test_every_data_file_of_the_package_is_listed():
         for package, names in PROJECT["tool"]["setuptools"]["package-data"].items()
         for name in names
     }
-    data = {
-        file for kind in ("toml", "json") for file in PACKAGE.rglob(f"*.{kind}")
-    } - {PACKAGE / "pyproject.toml"}
-    assert listed == data
+    data = files_called("*.toml") | files_called("*.json")
+    assert listed == data - {PACKAGE / "pyproject.toml"}
 
 
 def test_version_of_the_project_is_the_packages():

@@ -47,6 +47,29 @@ def test_out_that_is_a_file_is_refused_and_stays(tmp_path, parameters):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_tilde_in_out_and_data_is_the_home_folder(tmp_path, parameters, monkeypatch):
+    home = tmp_path / "home"
+    (home / "mine").mkdir(parents=True)
+    (home / "mine" / "passages.jsonl").touch()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    _, out = notebook.setup({**parameters, "OUT": "~/out", "DATA": "~/mine"})
+    assert out == home / "out"
+    assert (home / "out" / "figures").is_dir()
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("name", ["PROFILE", "OUT", "DATA"])
+@pytest.mark.parametrize("value", [5, None, ["tiny"], {}, True])
+def test_parameter_that_is_no_text_is_refused_by_its_name(
+    tmp_path, parameters, monkeypatch, name, value
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"^{name} must be text, not .+\.$"):
+        notebook.setup({**parameters, name: value})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_parameter_is_refused_and_the_known_are_named(parameters):
     with pytest.raises(
         ValueError,
@@ -138,7 +161,7 @@ def test_bar_moves_more_rarely_where_what_is_written_stays(monkeypatch):
             bar.update()
             seconds[is_terminal] = bar.mininterval
         assert "work" in stream.getvalue()
-    assert seconds[True] < 1 < seconds[False]
+    assert seconds[True] < 1 < seconds[False] <= 5
 
 
 IMPORTS = """

@@ -148,7 +148,7 @@ def test_parameters_come_after_imports_and_versions_and_are_checked_next(noteboo
         i for i, c in enumerate(code) if "parameters" in c["metadata"].get("tags", [])
     )
     assert 1 <= at <= 5 and "import" in source(code[0])
-    assert "notebook.setup(" in source(code[at + 1])
+    assert "notebook.setup(globals())" in source(code[at + 1])
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers import Shelf, log_of, make_trainer, tiny_profile
 
 from kr1_utils import files, models, profiles, trainer
 from kr1_utils.profiles import PROFILES, resolve
@@ -272,3 +273,258 @@ def test_profiles_for_a_gpu_give_whole_arguments(name, tmp_path):
 def test_four_bits_without_cuda_are_refused_before_a_model_is_loaded():
     with pytest.raises(ValueError, match="need CUDA"):
         models.load("no/such-model", four_bit=True)
+
+
+# --- arguments of TRL's GRPOConfig ---
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("report_to", "tensorboard"),
+        ("report_to", ["tensorboard", "wandb"]),
+        ("num_iterations", 2),
+        ("epsilon_high", 0.28),
+        ("importance_sampling_level", "sequence"),
+        ("scale_rewards", "none"),
+        ("scale_rewards", False),
+        ("loss_type", "cispo"),
+        ("top_entropy_quantile", 0.2),
+        ("entropy_coef", 0.01),
+        ("mask_truncated_completions", True),
+        ("router_aux_loss_coef", 0.0),
+        ("delta", None),
+        ("lr_scheduler_type", "cosine"),
+        ("lr_scheduler_kwargs", {"num_cycles": 2}),
+        ("gradient_checkpointing_kwargs", {"use_reentrant": False}),
+        ("optim_target_modules", ["q_proj"]),
+        ("warmup_steps", 0.1),
+        ("save_strategy", "no"),
+    ],
+)
+def test_any_argument_of_trl_reaches_grpo_config(name, value, tmp_path):
+    profile = resolve("tiny", {name: value})
+    assert profile.grpo[name] == value
+    assert type(profile.grpo[name]) is type(value)
+    args = trainer.grpo_config(profile, 42, tmp_path)
+    if name == "report_to" and isinstance(value, str):
+        value = [value]
+    if value is False:
+        # So TRL reads `scale_rewards`.
+        value = "none"
+    assert getattr(args, name) == value
+
+
+def test_epochs_are_taken_with_the_remark_that_steps_decide(tmp_path):
+    with pytest.warns(UserWarning, match="num_train_epochs=2.*max_steps=60"):
+        profile = resolve("tiny", {"num_train_epochs": 2})
+    args = trainer.grpo_config(profile, 42, tmp_path)
+    assert (args.num_train_epochs, args.max_steps) == (2.0, 60)
+
+
+def test_a_name_that_is_both_is_the_profiles_and_trls_has_a_prefix(tmp_path):
+    profile = resolve("tiny", {"top_k": 5, "grpo.top_k": 20, "grpo.beta": 1})
+    assert profile.limits.top_k == 5
+    assert (profile.grpo["top_k"], profile.grpo["beta"]) == (20, 1.0)
+    assert trainer.grpo_config(profile, 42, tmp_path).top_k == 20
+    rows = dict(profiles.table(profile))
+    assert (rows["top_k"], rows["grpo.top_k"]) == ("5", "20")
+
+
+@pytest.mark.parametrize("name", ["max_steps", "loss_type", "top_k", "epsilon_high"])
+def test_the_prefix_works_for_every_argument(name):
+    value = {"loss_type": "grpo", "epsilon_high": 0.28}.get(name, 4)
+    changes = {f"grpo.{name}": value, "save_steps": 4}
+    assert resolve("tiny", changes).grpo[name] == value
+
+
+def test_one_argument_under_two_names_is_refused():
+    with pytest.raises(ValueError, match="max_steps and grpo.max_steps are one"):
+        resolve("tiny", {"max_steps": 20, "grpo.max_steps": 40})
+
+
+@pytest.mark.parametrize(
+    "key, meant",
+    [
+        ("epsilon_hihg", "epsilon_high"),
+        ("grpo.epsilon_hihg", "epsilon_high"),
+        ("lora_rr", "lora_r"),
+        ("max_turn", "max_turns"),
+    ],
+)
+def test_a_misspelled_name_is_compared_with_all_names(key, meant):
+    with pytest.raises(ValueError, match=f"'{key}': did you mean '{meant}'"):
+        resolve("tiny", {key: 1})
+
+
+@pytest.mark.parametrize(
+    "name, use",
+    [
+        ("output_dir", "OUT"),
+        ("seed", "SEED"),
+        ("data_seed", "SEED"),
+        ("max_completion_length", "max_response_tokens"),
+        ("reward_weights", "accuracy_weight"),
+        ("remove_unused_columns", "column"),
+        ("logging_steps", "train_log.csv"),
+        ("use_cpu", "CUDA_VISIBLE_DEVICES"),
+        ("deepspeed", "--accelerate-config"),
+        ("eval_strategy", "04_evaluate"),
+        ("generation_kwargs", "agent loop"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "grpo."])
+def test_what_the_kit_sets_is_refused_with_what_to_use(prefix, name, use):
+    with pytest.raises(ValueError, match=f"Override {prefix}{name} is refused.*{use}"):
+        resolve("tiny", {prefix + name: 1})
+
+
+def test_a_refused_token_is_not_printed():
+    with pytest.raises(ValueError, match="hf auth login") as refused:
+        resolve("tiny", {"hub_token": "hf_secret"})
+    assert "hf_secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name, value, wanted",
+    [
+        ("epsilon_high", "high", "float or None."),
+        ("num_iterations", 2.0, "int"),
+        ("num_iterations", True, "int"),
+        ("mask_truncated_completions", 1, "bool"),
+        ("loss_type", "cipso", "'cispo'"),
+        ("importance_sampling_level", "seq", "'token' or 'sequence'"),
+        ("scale_rewards", "std", "'group' or 'batch' or 'none' or bool"),
+        ("report_to", ["wandb", 3], "list"),
+        ("run_name", 7, "str or None"),
+        ("lr_scheduler_kwargs", [1], "dict"),
+        ("log_level", "loud", "'debug'"),
+        ("grpo.top_k", 0.5, "int"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_refused_with_trls_type(name, value, wanted):
+    with pytest.raises(ValueError) as refused:
+        resolve("tiny", {name: value})
+    sentence = str(refused.value)
+    assert sentence.startswith(f"Override {name}={value!r} must be ")
+    assert wanted in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        ({"generation_batch_size": 100}, "must be divisible by the global batch size"),
+        (
+            {"generation_batch_size": 128, "steps_per_generation": 2},
+            "can not be both configured",
+        ),
+        ({"lr_scheduler_type": "cosin"}, "cosin is not a valid SchedulerType"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size is not supported"),
+        ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
+        ({"save_steps": 2.5}, "save_steps must be an integer"),
+    ],
+)
+def test_what_grpo_config_refuses_is_said_when_the_profile_is_resolved(
+    overrides, words
+):
+    with pytest.raises(ValueError, match=words) as refused:
+        resolve("tiny", overrides)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "group, words", [(7, "must divide the 64"), (1, "must be at least 2")]
+)
+def test_groups_that_do_not_fill_a_batch_are_refused(group, words):
+    with pytest.raises(ValueError, match=f"num_generations={group} {words}"):
+        resolve("tiny", {"num_generations": group})
+
+
+@pytest.mark.parametrize(
+    "name", ["num_iterations", "steps_per_generation", "generation_batch_size"]
+)
+def test_none_of_what_a_generation_serves_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        resolve("tiny", {name: 0})
+
+
+@pytest.mark.parametrize(
+    "changes, steps",
+    [
+        ({"num_iterations": 2}, 2),
+        ({"steps_per_generation": 3}, 3),
+        ({"generation_batch_size": 256}, 4),
+        ({"generation_batch_size": 256, "num_iterations": 2}, 8),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 2}, 2),
+    ],
+)
+def test_a_checkpoint_between_two_uses_is_refused_for_overrides_too(changes, steps):
+    with pytest.raises(ValueError, match=f"trajectories serve {steps} steps"):
+        resolve("tiny", {**changes, "save_steps": steps + 1})
+    assert resolve("tiny", {**changes, "save_steps": 2 * steps})
+
+
+def test_a_checkpoint_after_a_share_of_all_steps_is_counted_in_steps():
+    # A tenth of 60 steps is 6.
+    with pytest.raises(ValueError, match="save_steps=6: trajectories serve 4 steps"):
+        resolve("tiny", {"save_steps": 0.1, "steps_per_generation": 4})
+    assert resolve("tiny", {"save_steps": 0.1, "steps_per_generation": 3})
+
+
+def test_unset_sizes_of_a_generation_are_trls_own():
+    unset = {"generation_batch_size": None, "steps_per_generation": None}
+    assert resolve("tiny", {**unset, "save_steps": 5}).grpo["save_steps"] == 5
+
+
+@pytest.mark.parametrize(
+    "table, words",
+    [
+        ("epsilon_hihg = 0.28", r"\[mine.grpo\] epsilon_hihg.*'epsilon_high'"),
+        ('epsilon_high = "x"', r"\[mine.grpo\] epsilon_high='x' must be float"),
+        ('output_dir = "x"', r"\[mine.grpo\] output_dir is refused: use OUT"),
+        ("generation_batch_size = 100", "must be divisible"),
+    ],
+)
+def test_a_table_with_a_bad_argument_of_trl_breaks_only_its_own_profile(
+    monkeypatch, tmp_path, table, words
+):
+    file = tmp_path / "mine.toml"
+    shipped = profiles.PROFILES_FILE.read_text("utf-8")
+    file.write_text(f'{shipped}\n[mine]\nlike = "tiny"\n[mine.grpo]\n{table}\n')
+    found, broken = profiles.read_profiles(file)
+    monkeypatch.setattr(profiles, "PROFILES", found)
+    monkeypatch.setattr(profiles, "BROKEN", broken)
+    with pytest.raises(ValueError, match=words):
+        resolve("mine")
+    assert resolve("tiny") == PROFILES["tiny"]
+
+
+def test_profiles_are_read_behind_a_byte_order_mark(tmp_path):
+    file = tmp_path / "mine.toml"
+    shipped = profiles.PROFILES_FILE.read_text("utf-8")
+    file.write_text(f"\ufeff{shipped}", encoding="utf-8")
+    assert profiles.read_profiles(file) == profiles.read_profiles(
+        profiles.PROFILES_FILE
+    )
+
+
+def test_a_table_may_hold_any_argument_of_trl(monkeypatch):
+    tiny_with(monkeypatch, epsilon_high=0.28, top_k=20)
+    profile = resolve("tiny", {"top_k": 4})
+    assert (profile.grpo["epsilon_high"], profile.grpo["top_k"]) == (0.28, 20)
+    assert profile.limits.top_k == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss_type": "cispo"}, {"importance_sampling_level": "sequence"}],
+    ids=["cispo", "sequence"],
+)
+def test_a_step_is_trained_with_an_argument_of_trl(changes, questions, tmp_path):
+    profile = tiny_profile(max_steps=1, save_steps=1, **changes)
+    run = make_trainer(tmp_path, questions, Shelf(), profile)
+    run.train()
+    assert [row["step"] for row in log_of(tmp_path)] == ["1"]
+    for name, value in changes.items():
+        assert getattr(run, name) == value

@@ -361,7 +361,9 @@ def test_model_without_a_template_is_refused(other):
 
 
 def test_template_that_drops_earlier_thoughts_is_refused(other):
-    other.chat_template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    qwen3 = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    # TRL knows Qwen3's template, and has another for it, but not one that differs.
+    other.chat_template = f"{{# ours #}}{qwen3}"
     with pytest.raises(ValueError, match="rewrites earlier messages"):
         ChatFormat.from_tokenizer(other)
 
@@ -372,4 +374,38 @@ def test_template_that_numbers_messages_from_the_end_is_refused(other):
         "{{ m.content }}<|im_end|>\n{% endfor %}"
     )
     with pytest.raises(ValueError, match="rewrites earlier messages"):
+        ChatFormat.from_tokenizer(other)
+
+
+def test_template_that_ends_with_an_end_of_sequence_token_serves(other):
+    """Phi-3's writes one behind the last message, where no turn is opened."""
+    other.chat_template += "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    other.eos_token = "<|endoftext|>"
+    chat = ChatFormat.from_tokenizer(other)
+    assert other.decode([chat.end_of_turn]) == "<|im_end|>"
+    assert chat.before_user == "\n<|im_start|>user\n"
+
+
+def test_system_prompt_goes_to_the_user_where_there_is_no_system_role(other):
+    other.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No role') }}"
+        "{% endif %}" + other.chat_template
+    )
+    ids = protocol.prompt_ids(other, protocol.messages("Q?", "Search."))
+    assert other.decode(ids) == (
+        "<|im_start|>user\nSearch.\n\nQ?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_turn_that_ends_with_a_blank_is_refused(other):
+    """As in Llama-2's template: the first token of " </s>" is the blank."""
+    other.chat_template = other.chat_template.replace("<|im_end|>", " <|im_end|>")
+    with pytest.raises(ValueError, match="not with one special token"):
+        ChatFormat.from_tokenizer(other)
+
+
+def test_template_that_opens_no_turn_is_refused(other):
+    """The prompt would end behind the question, and the model write the header."""
+    other.chat_template = other.chat_template.split("{% if add_generation_prompt")[0]
+    with pytest.raises(ValueError, match="does not open the assistant's turn"):
         ChatFormat.from_tokenizer(other)

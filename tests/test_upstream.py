@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import re
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from bm25s.numba.selection import heap_push, sift_up
 from llvmlite.binding.ffi import lib
 from transformers import Trainer
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.gguf import read_gguf_metadata
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import add_fused_lm_head
 
 from kr1_utils.files import REPO
+from kr1_utils.grpo_arguments import NARROWER
 from kr1_utils.trainer import KnowledgeGRPOTrainer
 from kr1_utils.trainer.out_of_memory import SavesWhenOutOfMemory
 from kr1_utils.trainer.resume import DurableCheckpoints, StopsAtTheLastStep
@@ -44,11 +49,13 @@ def parameters_of(function):
 @pytest.mark.parametrize("private", PRIVATE, ids=lambda p: p.name)
 def test_private_name_is_as_we_use_it(private):
     owner = class_of(private.owner)
-    if private.parameters:
-        method = getattr(owner, private.name)
-        assert parameters_of(method) == list(private.parameters)
-    else:
+    if private.parameters is None:
         assert f"self.{private.name}" in inspect.getsource(owner)
+        return
+    function = getattr(owner, private.name)
+    assert callable(function)
+    if private.parameters:
+        assert parameters_of(function) == list(private.parameters)
 
 
 @pytest.mark.parametrize("private", PRIVATE, ids=lambda p: p.name)
@@ -164,3 +171,48 @@ def test_cache_layer_of_transformers_reads_keys_and_values_that_we_set():
 def test_compiled_code_of_numba_knows_its_functions_by_name():
     # `engines.vllm.configure_vllm_cpu` adds one name to this table.
     assert isinstance(lib._fntab, dict)
+
+
+def test_trl_computes_log_probabilities_in_parts_as_the_simulation_asks():
+    # `memory.simulate` adds TRL's head as its trainer does.
+    assert {"model", "outputs"} <= set(parameters_of(add_fused_lm_head))
+    source = inspect.getsource(GRPOTrainer)
+    assert "add_fused_lm_head(" in source and "fused_lm_head=True" in source
+    assert "log_probs" in source and "entropy" in source
+
+
+def test_parameters_of_a_module_can_be_replaced_as_the_simulation_does():
+    layer = torch.nn.Linear(2, 2)
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    layer._parameters["weight"] = weight
+    assert layer.weight is weight
+    norm = torch.nn.BatchNorm1d(2)
+    norm._buffers["running_mean"] = torch.ones(2)
+    assert norm.running_mean.sum() == 2
+
+
+def test_trl_reads_the_words_that_a_profile_may_say():
+    # `grpo_arguments.NARROWER` has them, for TRL refuses another word only at a step.
+    source = inspect.getsource(GRPOTrainer)
+    branches = re.findall(r'self\.loss_type (?:==|in) (\[.+?\]|"\w+")', source)
+    losses = set(re.findall(r'"(\w+)"', " ".join(branches)))
+    assert losses == set(get_args(NARROWER["loss_type"]))
+    for name in ("importance_sampling_level", "multi_objective_aggregation"):
+        for word in get_args(NARROWER[name]):
+            assert f'self.{name} == "{word}"' in source
+    for word in get_args(NARROWER["vllm_importance_sampling_mode"]):
+        assert f"'{word}'" in source or f'"{word}"' in source
+    scales = inspect.getsource(GRPOTrainer).partition("Invalid value for scale_rewards")
+    assert "Must be one of 'batch', 'group', or 'none'" in scales[2]
+
+
+def test_trl_rounds_the_adapter_of_a_quantized_model_before_there_is_an_optimizer():
+    # `models.train_in_float32` makes it exact again, after the trainer's __init__.
+    source = inspect.getsource(GRPOTrainer.__init__)
+    assert "param.data = param.data.to(torch.bfloat16)" in source
+    assert "create_optimizer(" not in source
+
+
+def test_transformers_reads_the_words_of_a_gguf_file_as_we_ask():
+    wanted = ["gguf_path", "string_arrays"]
+    assert parameters_of(read_gguf_metadata) == wanted

@@ -1,7 +1,8 @@
 """Launched by torchrun: one backward pass in each of two processes, on made-up rows.
 
 Usage: two_processes.py FOLDER BUDGET. Writes FOLDER/BUDGET.pt: the parts that each
-process ran, and the gradients, averaged over both."""
+process ran, the gradients, averaged over both, and what is logged.
+"""
 
 import os
 import sys
@@ -44,6 +45,8 @@ def batch(rank: int) -> dict[str, torch.Tensor]:
         "completion_ids": completion_ids * mask,
         "completion_mask": mask,
         "advantages": torch.randn(ROWS, generator=random),
+        # As if the samples came from another policy, so that ratios are clipped.
+        "old_per_token_logps": -6 + torch.randn(ROWS, completion, generator=random),
         "num_items_in_batch": torch.tensor(900),
     }
 
@@ -86,7 +89,9 @@ def main(folder: Path, budget: int) -> None:
             for name, parameter in trainer.model.named_parameters()
             if parameter.grad is not None
         }
-        torch.save({"parts": parts, "gradients": gradients}, folder / f"{budget}.pt")
+        metrics = {name: sum(v) for name, v in trainer._metrics["train"].items()}
+        made = {"parts": parts, "gradients": gradients, "metrics": metrics}
+        torch.save(made, folder / f"{budget}.pt")
     trainer.accelerator.wait_for_everyone()
     # All is written; taking gloo's threads down in order has been seen to hang.
     os._exit(0)

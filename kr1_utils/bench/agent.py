@@ -160,7 +160,9 @@ def with_vllm(task: Task, folder: Path) -> Way:
         temperature=0.0,
         dtype=task.model.dtype,
         seed=0,
-        max_model_len=min(VLLM_WINDOW, task.model.config.max_position_embeddings),
+        max_model_len=min(
+            VLLM_WINDOW, task.model.config.get_text_config().max_position_embeddings
+        ),
         max_num_seqs=VLLM_ROWS,
     )
     # The first call compiles.

@@ -43,7 +43,7 @@ PASSAGES_TO_ASK_ABOUT = 20_000
 # The engine that the others' results are compared with.
 STANDARD = "bm25s_plain"
 
-# Of a process's memory.
+# At the memory of an engine's process.
 SECONDS_BETWEEN_LOOKS = 0.05
 
 MIB = 2**20
@@ -109,6 +109,7 @@ def check_libraries() -> None:
 
 def index_memory(counts: list[int]) -> Iterator[dict]:
     """What our index of made-up passages takes, one row for each number of them."""
+    check_libraries()
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             corpus = Path(folder, "passages.jsonl")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kr1_utils.bench import agent, gpu, retrieval, training
+from kr1_utils.bench import agent, busy, gpu, retrieval, training
 from kr1_utils.files import write_text
 
 
@@ -23,11 +23,16 @@ def times_the_first(speed: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
 
 
 def parts_to_trl(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds `parts/trl`: the time of each way, divided by that of TRL's for the same
-    batch, which comes first."""
+    """Adds `parts/trl`: the time of each way, divided by the time of TRL's way, which
+    comes first in a batch."""
     batches = table.groupby(["lengths", "mean_tokens"])
     trl_seconds = batches["seconds"].transform("first")
     return table.assign(**{"parts/trl": table["seconds"] / trl_seconds}).round(2)
+
+
+def times_the_quiet_one(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds `times`: the time of each row, divided by the first row's."""
+    return table.assign(times=table["seconds"] / table["seconds"].iloc[0]).round(2)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,12 @@ BENCHMARKS = {
         keys=["lengths", "mean_tokens"],
         settings=[],
         for_print=parts_to_trl,
+    ),
+    "busy": Benchmark(
+        busy.measure,
+        keys=["machine"],
+        settings=[],
+        for_print=times_the_quiet_one,
     ),
     "gpu": Benchmark(
         gpu.measure,

@@ -68,7 +68,7 @@ def measure_updates(profile: Profile, budget: int, repeats: int) -> pd.DataFrame
 
 def make_trainer(profile: Profile, budget: int) -> KnowledgeGRPOTrainer:
     """The profile's trainer, ready to be given a batch."""
-    model, tokenizer = models.load(profile.model)
+    model, tokenizer = models.load_profile(profile, trainable=True)
     question = {"id": "1", "question": "Who?", "golden_answers": ["A"]}
     with tempfile.TemporaryDirectory() as folder:
         trainer = KnowledgeGRPOTrainer(

@@ -1,7 +1,9 @@
 """Owns generation with transformers, on a left-padded batch."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from kr1_utils.engines.base import Generation, closes, closing_tokens
 from kr1_utils.engines.cpu import (
@@ -9,10 +11,12 @@ from kr1_utils.engines.cpu import (
     register_grouped_attention,
     starting_cache,
 )
+from kr1_utils.engines.layers import Layers, check_generates, layers_of
 from kr1_utils.extras import missing
 
 try:
     import torch
+    from peft import PeftModel
     from transformers.generation import (
         GenerationConfig,
         StoppingCriteria,
@@ -20,6 +24,7 @@ try:
     )
 except ImportError:
     torch = missing("train")
+    PeftModel = missing("train")
     GenerationConfig = missing("train")
     StoppingCriteria = missing("train")
     StoppingCriteriaList = missing("train")
@@ -27,6 +32,9 @@ except ImportError:
 # Tokens of each row in one forward pass over the prompts, if no keys and values are
 # kept: more would take more memory.
 PREFILL = 128
+
+# An engine is made for every rollout, and the layers of a model stay what they are.
+_LAYERS: WeakKeyDictionary = WeakKeyDictionary()
 
 
 @lru_cache(8)
@@ -93,18 +101,30 @@ class TransformersEngine:
     computes only what was appended since the last one. Make a new engine when the
     weights have changed.
 
+    That holds where every layer sees all earlier tokens. With sliding windows, linear
+    attention or keys and values of different widths, each turn computes its whole
+    conversation again, and transformers chooses the cache: padding between known and
+    new tokens would count as a part of the window, or of the state.
+
     Args:
         model: a causal language model of transformers, or of PEFT.
         end_of_turn: the token id that ends an assistant message.
         temperature: 0 is greedy.
         batch_size: rows that are generated together.
-        keep_cache: whether to keep keys and values from turn to turn. None does so on a
-            CPU only, because memory is scarcer than time on a GPU.
+        keep_cache: whether to keep keys and values from turn to turn, if the model's
+            layers allow it. None does so on a CPU only, because memory is scarcer than
+            time on a GPU.
+
+    Raises:
+        ValueError: if the model is none that continues its own text.
 
     Attributes:
         window: tokens that a prompt and its response may have together, or None.
         computed: tokens that went through the model so far: of prompts and sampled,
             with padding, and with rows that were finished while others went on.
+        shaping: what shapes the choice of a token beside the temperature: any of
+            top_k, top_p, min_p and repetition_penalty. Nothing does by default.
+        on_batch: called with the number of rows after each batch, for progress.
     """
 
     def __init__(
@@ -116,6 +136,9 @@ class TransformersEngine:
         batch_size: int = 64,
         keep_cache: bool | None = None,
     ):
+        self.shaping: dict = {}
+        self.on_batch: Callable[[int], object] | None = None
+        check_generates(_without_peft(model))
         self.model = model
         self.tokenizer = tokenizer
         self.end_of_turn = end_of_turn
@@ -124,7 +147,8 @@ class TransformersEngine:
         if keep_cache is None:
             keep_cache = model.device.type == "cpu"
         self.keep_cache = keep_cache
-        self.window = getattr(model.config, "max_position_embeddings", None)
+        text_config = model.config.get_text_config(decoder=True)
+        self.window = getattr(text_config, "max_position_embeddings", None)
         # The ids of a conversation so far -> their keys and values.
         self.kept: dict[tuple[int, ...], RowCache] = {}
         self.computed = 0
@@ -140,49 +164,70 @@ class TransformersEngine:
         self.kept = {}
         generations = []
         with torch.no_grad(), _ready_to_generate(self.model):
+            layers = self._layers()
             for start in range(0, len(prompt_ids), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                turns = self._batch(prompt_ids[rows], max_new_tokens[rows], known)
+                turns = self._batch(
+                    prompt_ids[rows], max_new_tokens[rows], known, layers
+                )
                 generations += [Generation(ids) for ids in turns]
+                if self.on_batch:
+                    self.on_batch(len(turns))
         return generations
+
+    def _layers(self) -> Layers:
+        model = _without_peft(self.model)
+        if model not in _LAYERS:
+            _LAYERS[model] = layers_of(model, self.model)
+        return _LAYERS[model]
 
     def _batch(
         self,
         prompts: list[list[int]],
         limits: list[int],
         known: dict[tuple[int, ...], RowCache],
+        layers: Layers,
     ) -> list[list[int]]:
         """The sampled ids of each row; its keys and values are kept for the next turn.
 
         Args:
             known: ids of earlier conversations -> their keys and values.
+            layers: of the model.
         """
         known_lengths = _known_lengths(prompts, known)
         past = max(known_lengths)
         ids, attention = left_pad(prompts, known_lengths, self._filler())
         prompt_length = ids.shape[1]
-        rows = [
-            known.get(tuple(prompt[:length]))
-            for prompt, length in zip(prompts, known_lengths)
-        ]
-        room = prompt_length + max(limits)
-        cache = starting_cache(self.model.config.num_hidden_layers, room, rows, past)
+        keep_cache = self.keep_cache and layers.see_all
+        more = {}
+        if layers.see_all:
+            rows = [
+                known.get(tuple(prompt[:length]))
+                for prompt, length in zip(prompts, known_lengths)
+            ]
+            room = prompt_length + max(limits)
+            more["past_key_values"] = starting_cache(
+                len(layers.memory), room, rows, past
+            )
+        part = None
+        if layers.only_attention and not keep_cache:
+            part = PREFILL
         turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, prompt_length)
         attention = attention.to(self.model.device)
         made = self.model.generate(
             ids.to(self.model.device),
             attention_mask=attention,
-            generation_config=self._generation_config(max(limits)),
-            past_key_values=cache,
+            generation_config=self._generation_config(max(limits), part),
             # Each process has all the weights, so none waits for the tokens of another.
             synced_gpus=False,
             stopping_criteria=StoppingCriteriaList([turn_end]),
+            **more,
         )
         # The last token was sampled, but not looked at.
         self.computed += made.sequences[:, past:-1].numel()
         sampled = made.sequences[:, prompt_length:].tolist()
         turns = [row[:length] for row, length in zip(sampled, turn_end.length)]
-        if self.keep_cache:
+        if keep_cache:
             self._keep(prompts, turns, attention.bool(), made.past_key_values)
         return turns
 
@@ -191,26 +236,37 @@ class TransformersEngine:
         pad = self.tokenizer.pad_token_id
         return self.end_of_turn if pad is None else pad
 
-    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
-        """Nothing but the temperature shapes the choice of a token.
+    def _generation_config(
+        self, max_new_tokens: int, part: int | None
+    ) -> GenerationConfig:
+        """Nothing but the temperature, and `shaping`, shapes the choice of a token.
 
         What is not given here is filled in from the model's generation_config.json, so
         the neutral values are given too.
+
+        Args:
+            part: tokens of each prompt in one pass; None is all.
         """
         greedy = self.temperature == 0
+        # 0 is off. With greedy decoding transformers warns about all but 50, its
+        # default, and looks at none.
+        neutral = {
+            "top_k": 50 if greedy else 0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+        }
+        shaping = neutral if greedy else neutral | self.shaping
         return GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=not greedy,
             temperature=1.0 if greedy else self.temperature,
-            # 0 is off. With greedy decoding transformers warns about all but 50, its
-            # default, and looks at none.
-            top_k=50 if greedy else 0,
-            top_p=1.0,
-            repetition_penalty=1.0,
+            **shaping,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_id=self.end_of_turn,
             return_dict_in_generate=True,
-            prefill_chunk_size=None if self.keep_cache else PREFILL,
+            # Training turns it off in the model's own config.
+            use_cache=True,
+            prefill_chunk_size=part,
         )
 
     def _keep(
@@ -238,20 +294,48 @@ class TransformersEngine:
             ]
 
 
+def _without_peft(model):
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 @contextmanager
 def _ready_to_generate(model):
     """The model in evaluation mode and, on a CPU, with the attention that is fast
     there; afterwards as it was."""
     was_training = model.training
-    attention = model.config._attn_implementation
+    attention = _attention_of(model.config)
+    on_cpu = model.device.type == "cpu" and model._can_set_attn_implementation()
+    config = model.config.get_text_config(decoder=True)
+    # A mixture of experts that is asked for its router's loss computes it from the mask
+    # of the whole conversation, and fails where keys and values are kept.
+    router_logits = getattr(config, "output_router_logits", None)
+    if router_logits:
+        config.output_router_logits = False
     model.eval()
-    if model.device.type == "cpu" and attention == "sdpa":
-        model.set_attn_implementation(register_grouped_attention())
+    if on_cpu:
+        grouped = register_grouped_attention()
+        model.set_attn_implementation(
+            {part: grouped for part, name in attention.items() if name == "sdpa"}
+        )
     try:
         yield
     finally:
         model.train(was_training)
-        model.set_attn_implementation(attention)
+        if router_logits:
+            config.output_router_logits = router_logits
+        if on_cpu:
+            model.set_attn_implementation(attention)
+
+
+def _attention_of(config) -> dict[str, str]:
+    """The attention of each part of a model, as `set_attn_implementation` takes it.
+
+    A model that also sees images has several parts; "" is the whole.
+    """
+    attention = {"": config._attn_implementation}
+    for part in config.sub_configs:
+        attention[part] = getattr(config, part)._attn_implementation
+    return attention
 
 
 def _known_lengths(

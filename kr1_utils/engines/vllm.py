@@ -32,6 +32,8 @@ class VLLMEngine:
         window: tokens that a prompt and its response may have together.
         computed: tokens that went through the model so far: of prompts, if the cache
             had none of them, and sampled.
+        shaping: what shapes the choice of a token beside the temperature: any of
+            top_k, top_p, min_p and repetition_penalty. Nothing does by default.
     """
 
     def __init__(self, llm, tokenizer, end_of_turn: int, temperature: float = 1.0):
@@ -49,6 +51,7 @@ class VLLMEngine:
             "include_stop_str_in_output": True,
             "skip_special_tokens": False,
         }
+        self.shaping: dict = {}
         self.window = self._window()
         self.computed = 0
 
@@ -101,7 +104,11 @@ class VLLMEngine:
 
         # logprobs=0: of the sampled token alone.
         return SamplingParams(
-            temperature=self.temperature, max_tokens=limit, logprobs=0, **self.ending
+            temperature=self.temperature,
+            max_tokens=limit,
+            logprobs=0,
+            **self.ending,
+            **self.shaping,
         )
 
     def _turn(self, request) -> Generation:
@@ -147,7 +154,7 @@ class ServerEngine(VLLMEngine):
             prompt_ids,
             temperature=self.temperature,
             max_tokens=max(max_new_tokens),
-            generation_kwargs=self.ending,
+            generation_kwargs=self.ending | self.shaping,
         )
         return [
             self._turn_of(ids[:limit], steps)

@@ -1,12 +1,14 @@
 """Owns the forecast: the GPU memory that a run will need, before anything is rented."""
 
 import functools
+import sys
 from collections.abc import Callable
 
+from kr1_utils.engines.layers import Layers, Memory, layers_of
 from kr1_utils.engines.transformers import PREFILL
 from kr1_utils.extras import missing
 from kr1_utils.files import REPO
-from kr1_utils.memory.measure import GPU_SIZES, peak_gib  # noqa: F401
+from kr1_utils.memory.measure import GPU_SIZES
 from kr1_utils.memory.simulate import (
     ATTENTION,
     GIB,
@@ -39,6 +41,9 @@ SAMPLED_ROWS = 64
 # Of a layer's MLP, in a prompt's pass: seven tensors as wide as it, in 16 bits.
 MLP_BYTES_PER_WIDTH = 7 * 2
 
+# Tokens of a row, where the model has no limit.
+NO_WINDOW = 2**20
+
 # Configs of models that are too large to ship.
 CONFIGS = REPO / "data" / "reference" / "configs"
 
@@ -49,17 +54,24 @@ def config_of(model: str):
 
     Raises:
         FileNotFoundError: if none of them has it.
+        ValueError: if it has an encoder and a decoder.
     """
     shipped = CONFIGS / f"{model.rsplit('/', 1)[-1]}.json"
     source = shipped if shipped.exists() else locate(model)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
             f"No config of the model {model!r}: it is taken from the repository's"
             f" folder data, else from the hub, and neither gave one ({reason})"
         ) from None
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{model} ({config.model_type}) has an encoder and a decoder: take a causal"
+            " language model."
+        )
+    return config
 
 
 def count_parameters(model: str) -> int:
@@ -81,7 +93,7 @@ def step_of(
     rows = profile.grpo["per_device_train_batch_size"]
     if profile.tokens_per_micro_batch:
         rows = min(rows, max(1, profile.tokens_per_micro_batch // tokens))
-    half = profile.grpo.get("bf16", True)
+    half = computes_in_bfloat16(profile)
     return Step(
         rows,
         tokens,
@@ -102,8 +114,9 @@ def sampling(
     """What is on the GPU while trajectories are sampled.
 
     The training model stays there. vLLM takes a share of the GPU and must hold its own
-    weights and one trajectory. transformers keeps keys and values of a whole batch, and
-    computes `PREFILL` tokens of each prompt at a time.
+    weights and one trajectory. transformers keeps the cache of a whole batch, and
+    computes `PREFILL` tokens of each prompt at a time, or all of them where a layer
+    keeps more than keys and values.
 
     Args:
         states: bytes by label, as a simulated step has them.
@@ -121,16 +134,24 @@ def sampling(
     return _sampling_with_transformers(config, profile, training, tokens, gpu_gib)
 
 
+def computes_in_bfloat16(profile: Profile) -> bool:
+    """As TRL has it: unless told otherwise, or to compute in float16."""
+    bf16 = profile.grpo.get("bf16")
+    return not profile.grpo.get("fp16") if bf16 is None else bf16
+
+
 def _sampling_with_vllm(
     config, profile: Profile, training: dict, gpu_gib: float
 ) -> tuple[dict, int]:
-    share = profile.grpo["vllm_gpu_memory_utilization"] * gpu_gib
+    # 0.3 is TRL's own.
+    share = profile.grpo.get("vllm_gpu_memory_utilization", 0.3) * gpu_gib
     parts = training | {"vLLM": share}
     if sum(parts.values()) + OVERHEAD_GIB > gpu_gib:
         return parts, 0
     weights = 2 * count_parameters(profile.model) / GIB
-    cache = share - weights - VLLM_WORK_GIB
-    return parts, int(cache / _cache_gib_per_token(config, profile))
+    room = share - weights - VLLM_WORK_GIB
+    memory = _layers(config, profile).memory
+    return parts, longest_in_cache(memory, room, rows=1)
 
 
 def _sampling_with_transformers(
@@ -141,23 +162,66 @@ def _sampling_with_transformers(
         * profile.grpo["gradient_accumulation_steps"]
     )
     rows = min(SAMPLED_ROWS, batch)
-    one_token = _cache_gib_per_token(config, profile)
-    width = config.intermediate_size
-    prompts = rows * PREFILL * MLP_BYTES_PER_WIDTH * width / GIB
+    layers = _layers(config, profile)
+    in_one_pass = PREFILL if layers.only_attention else tokens
+    width = _widest_layer(config.get_text_config(decoder=True))
+    prompts = rows * in_one_pass * MLP_BYTES_PER_WIDTH * width / GIB
     parts = training | {"prompts": prompts}
     free = gpu_gib - OVERHEAD_GIB - sum(parts.values())
-    longest = int(free / one_token / rows)
-    return parts | {"KV cache": tokens * one_token * rows}, longest
+    longest = longest_in_cache(layers.memory, free, rows)
+    cache = cache_gib(layers.memory, tokens) * rows
+    return parts | {"KV cache": cache}, longest
 
 
-def _cache_gib_per_token(config, profile: Profile) -> float:
-    """Keys and values of one token in all layers."""
-    width = getattr(config, "head_dim", None)
-    if not width:
-        width = config.hidden_size // config.num_attention_heads
-    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * width
-    bytes_per_number = 2 if profile.grpo.get("bf16", True) else 4
-    return numbers * bytes_per_number / GIB
+def _widest_layer(text_config) -> int:
+    """Numbers of a token in an MLP: the config's own, else four times the hidden size,
+    as in GPT-2."""
+    width = getattr(text_config, "intermediate_size", None)
+    if isinstance(width, list):
+        return max(width)
+    return width or 4 * text_config.hidden_size
+
+
+def _layers(config, profile: Profile) -> Layers:
+    """What the layers of the model keep, without its weights."""
+    half = computes_in_bfloat16(profile)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config,
+            dtype=torch.bfloat16 if half else torch.float32,
+            # The other kinds look into a mask, or are for bfloat16 alone.
+            attn_implementation="eager",
+            experts_implementation="batched_mm",
+        )
+    return layers_of(model.eval())
+
+
+def cache_gib(memory: tuple[Memory, ...], tokens: int) -> float:
+    """GiB that the layers keep of a row of `tokens`."""
+    kept = 0
+    for layer in memory:
+        seen = tokens if layer.window is None else min(tokens, layer.window)
+        kept += seen * layer.per_token + layer.state
+    return kept / GIB
+
+
+def longest_in_cache(memory: tuple[Memory, ...], room: float, rows: int) -> int:
+    """Tokens of the longest rows whose cache fits into `room` GiB.
+
+    It grows along a line until the smallest window is full, then along a flatter one.
+    Where no layer keeps all tokens, every row fits that fits its windows.
+    """
+    growing = sum(layer.per_token for layer in memory) / GIB
+    room -= rows * sum(layer.state for layer in memory) / GIB
+    windows = [layer for layer in memory if layer.window is not None]
+    for layer in sorted(windows, key=lambda layer: layer.window):
+        if room < rows * growing * layer.window:
+            break
+        room -= rows * layer.per_token * layer.window / GIB
+        growing -= layer.per_token / GIB
+    if growing > 0:
+        return int(room / growing / rows)
+    return sys.maxsize if room >= 0 else 0
 
 
 def forecast(
@@ -188,7 +252,7 @@ def forecast(
     tokens = response_tokens or profile.limits.max_response_tokens
     _check_gpus(gpu_gib, num_gpus, zero)
     config = config_of(profile.model)
-    window = config.max_position_embeddings - PROMPT_TOKENS
+    window = _window(config) - PROMPT_TOKENS
     _check_tokens(profile, tokens, window)
 
     @functools.cache
@@ -222,6 +286,12 @@ def forecast(
         "sampling": sampled,
         "timeline": training.timeline,
     }
+
+
+def _window(config) -> int:
+    """Tokens that the model takes; Mamba takes any number."""
+    text_config = config.get_text_config(decoder=True)
+    return getattr(text_config, "max_position_embeddings", None) or NO_WINDOW
 
 
 def _check_gpus(gpu_gib: float, num_gpus: int, zero: int) -> None:

@@ -7,7 +7,7 @@ shapes and no storage (torch's FakeTensorMode). A config is enough.
 import copy
 import weakref
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from kr1_utils.extras import missing
@@ -20,6 +20,7 @@ try:
     from torch.utils._pytree import tree_map_only
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from trl.kernels import chunked_logprob
     from trl.trainer.utils import add_fused_lm_head
 except ImportError:
     torch = missing("train")
@@ -27,6 +28,7 @@ except ImportError:
     FakeTensorMode = TorchDispatchMode = tree_map_only = missing("train")
     AttentionInterface = AutoModelForCausalLM = missing("train")
     sdpa_attention_forward = add_fused_lm_head = missing("train")
+    chunked_logprob = missing("train")
 
 GIB = 2**30
 
@@ -77,6 +79,8 @@ class Step:
         num_gpus: that share what the stage divides.
         block: bytes that an allocation is rounded up to: 512 for CUDA's allocator, 1 on
             a CPU.
+        triton: whether TRL's Triton kernels fold the logits, as on a GPU; else its
+            torch code does, as on a CPU, and holds copies of a tile meanwhile.
     """
 
     rows: int
@@ -92,6 +96,7 @@ class Step:
     zero: int = 0
     num_gpus: int = 1
     block: int = 512
+    triton: bool = True
 
 
 class LiveBytes(TorchDispatchMode):
@@ -213,7 +218,8 @@ def simulate(config, step: Step) -> LiveBytes:
     config = copy.deepcopy(config)
     config.use_cache = False
     model = build_model(config, step)
-    with FakeTensorMode(allow_non_fake_inputs=True), live:
+    kernels = folded_in_place() if step.triton else nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True), live, kernels:
         _give_storage(model, live, step)
         live.label = "optimizer"
         moments = _optimizer_states(model, step)
@@ -223,7 +229,7 @@ def simulate(config, step: Step) -> LiveBytes:
         _watch_the_head(model, live, step)
         live.phase = "forward"
         ids = torch.zeros(step.rows, step.tokens, dtype=torch.long)
-        with torch.autocast("cpu", step.dtype) if step.autocast else nullcontext():
+        with _precision(step):
             loss = step_loss(model, ids, step)
         live.phase = "backward"
         loss.backward()
@@ -333,6 +339,36 @@ def _watch_the_head(model, live: LiveBytes, step: Step) -> None:
 
     model = model.get_base_model() if step.lora else model
     model.base_model.register_forward_hook(behind_the_layers)
+
+
+@contextmanager
+def folded_in_place():
+    """Within it, TRL's code for log-probabilities allocates what it does on a GPU.
+
+    There Triton kernels fold a tile of logits in place, and products of bfloat16 are
+    added in float32 without copies. trl/kernels/chunked_logprob.py has torch functions
+    in their places for a CPU, and fake tensors need neither's results.
+    """
+    names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
+    before = {name: getattr(chunked_logprob, name) for name in names}
+    for name in names:
+        setattr(chunked_logprob, name, _allocate_nothing)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(chunked_logprob, name, function)
+
+
+def _allocate_nothing(*args, **kwargs) -> None:
+    pass
+
+
+def _precision(step: Step):
+    """The context in which the step's forward pass runs."""
+    if step.autocast:
+        return torch.autocast("cpu", step.dtype)
+    return nullcontext()
 
 
 def step_loss(model, ids: torch.Tensor, step: Step) -> torch.Tensor:

@@ -6,7 +6,7 @@ from kr1_utils.files import in_repository
 from kr1_utils.memory.forecast import count_parameters, forecast, show
 from kr1_utils.memory.measure import this_gpu
 from kr1_utils.models import lora_config
-from kr1_utils.profiles import Profile, resolve, table
+from kr1_utils.profiles import Profile, own_settings, resolve
 from kr1_utils.reproduce.stages import Request
 from kr1_utils.trainer import grpo_config
 
@@ -76,13 +76,14 @@ def dry_run(request: Request, gpu_gib: int | None = None) -> str:
 
 def _profile_lines(profile: Profile) -> list[str]:
     """The profile's own settings."""
-    rows = [row for row in table(profile) if row[0] not in profile.grpo]
+    rows = own_settings(profile).items()
     return ["settings", *(f"  {name} = {value}" for name, value in rows)]
 
 
 def _grpo_lines(profile: Profile, config) -> list[str]:
     """TRL's settings that the profile sets, and those that follow from them."""
-    names = (*profile.grpo, *GRPO_SETTINGS)
+    # Each once, in this order.
+    names = dict.fromkeys((*profile.grpo, *GRPO_SETTINGS))
     return ["GRPOConfig", *(f"  {name} = {getattr(config, name)}" for name in names)]
 
 
@@ -105,13 +106,14 @@ def _vllm_lines(config) -> list[str]:
 
 def _time_lines(profile: Profile, config, weights: int) -> list[str]:
     """The hours of training on one large GPU, for short and for longest responses."""
-    trajectories = config.max_steps * config.generation_batch_size
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    trajectories = config.max_steps * batch
     hours_per_token = trajectories * OPERATIONS * weights / OPERATIONS_PER_SECOND / 3600
     short = hours_per_token * ORIGINAL_TOKENS
     long = hours_per_token * profile.limits.max_response_tokens
     return [
         "time, estimated, not measured",
-        f"  {config.max_steps} steps of {config.generation_batch_size} trajectories:"
+        f"  {config.max_steps} steps of {batch} trajectories:"
         f" {short:,.1f} hours at the original's {ORIGINAL_TOKENS} tokens each,"
         f" {long:,.1f} at max_response_tokens, on a GPU that does 10^14 operations a"
         " second",

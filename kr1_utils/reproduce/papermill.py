@@ -50,8 +50,9 @@ def run_notebook(source: Path, parameters: dict, executed: Path) -> float:
             coalesce_streams=True,
             extra_arguments=[
                 f"--IPKernelApp.exec_lines={END_WITH_PARENT}",
-                # Only errors: the kernel would warn of its sockets.
-                "--IPKernelApp.log_level=40",
+                # A kernel that is interrupted complains of its sockets; errors of cells
+                # come back without the log.
+                "--IPKernelApp.log_level=50",
             ],
         )
         content = failed.read_bytes()

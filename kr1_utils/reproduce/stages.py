@@ -15,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from kr1_utils.corpus import locate_files
-from kr1_utils.files import in_repository, shipped, write_text
+from kr1_utils.files import expand_home, in_repository, shipped, write_text
 from kr1_utils.notebook import index_folder, setup
 from kr1_utils.profiles import Profile
 from kr1_utils.reproduce.accelerate import Spread, launch
@@ -93,8 +93,10 @@ def reproduce(request: Request) -> dict:
         ValueError, OSError: for a bad request, before any notebook runs; also if
             another run has this OUT.
         RuntimeError: if a notebook fails; the same request goes on from there.
+        ImportError: without the extra [notebooks].
     """
     _check_only(request.only)
+    # Where the package is installed alone, it says here that there are no notebooks.
     shipped("notebooks")
     parameters = {
         "PROFILE": request.profile,
@@ -107,19 +109,18 @@ def reproduce(request: Request) -> dict:
     spread = _spread(request, profile)
     parameters = _with_absolute_paths(parameters)
     with _acquire_lock(out):
-        previous_stamp = _stamp_of_inputs(profile, parameters["DATA"])
+        current_stamp = _stamp_of_inputs(profile, parameters["DATA"])
         for stage in STAGES:
             stage_spread = spread if stage is TRAINING else None
-            current_stamp = stamp(stage, previous_stamp, parameters, stage_spread)
-            previous_stamp = current_stamp
+            current_stamp = stamp(stage, current_stamp, parameters, stage_spread)
             if request.only not in (None, stage.number):
                 continue
+            print(f"{stage.notebook:20}", end=" ", flush=True)
             if is_complete(stage, out, current_stamp) and not request.force:
                 seconds = _read_record(out, stage.number)["seconds"]
-                said = f"complete already, {seconds:.0f} s"
-                print(f"{stage.notebook:20} {said}", flush=True)
+                print(f"complete already, {seconds:.0f} s", flush=True)
             else:
-                print(f"{stage.notebook:20} …", end=" ", flush=True)
+                print("…", end=" ", flush=True)
                 seconds = run_stage(stage, out, parameters, current_stamp, stage_spread)
                 print(f"{seconds:.0f} s", flush=True)
             if stage is TRAINING:
@@ -234,7 +235,7 @@ def _spread(request: Request, profile: Profile) -> Spread | None:
         )
     config = ""
     if request.accelerate_config:
-        file = Path(request.accelerate_config).resolve()
+        file = Path(expand_home(request.accelerate_config)).resolve()
         if not file.is_file():
             raise FileNotFoundError(
                 f"No file {request.accelerate_config}, given as --accelerate-config."
@@ -249,10 +250,11 @@ def _with_absolute_paths(parameters: dict) -> dict:
     """Parameters for notebooks, which run in a folder of their own."""
     absolute = dict(parameters)
     if parameters["OUT"]:
-        absolute["OUT"] = str(Path(parameters["OUT"]).resolve())
+        absolute["OUT"] = str(Path(expand_home(parameters["OUT"])).resolve())
+    data = expand_home(parameters["DATA"])
     # DATA may also be the name of a data set on the hub.
-    if parameters["DATA"] and Path(parameters["DATA"]).is_dir():
-        absolute["DATA"] = str(Path(parameters["DATA"]).resolve())
+    if data and Path(data).is_dir():
+        absolute["DATA"] = str(Path(data).resolve())
     return absolute
 
 

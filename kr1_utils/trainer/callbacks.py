@@ -6,7 +6,7 @@ from pathlib import Path
 from kr1_utils.agent import Trajectory
 from kr1_utils.extras import missing
 from kr1_utils.files import append_log, append_rows, drop_from_step
-from kr1_utils.memory.forecast import peak_gib
+from kr1_utils.memory.measure import peak_gib
 from kr1_utils.trainer.resume import OUT_OF_MEMORY
 
 try:

@@ -3,9 +3,10 @@
 Loss, clipping, advantages, LoRA and checkpoints are TRL's
 (https://github.com/huggingface/trl). Its public hook `rollout_func` hands over the
 trajectories; `env_mask` is the loss mask. What else is added lies in files of its own:
-`token_budget`, `out_of_memory`, `resume`, `callbacks`.
+`token_budget`, `out_of_memory`, `resume`, `again`, `lock`, `callbacks`.
 """
 
+import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,17 @@ from kr1_utils.checks import check_batch, check_mask
 from kr1_utils.engines.transformers import TransformersEngine
 from kr1_utils.engines.vllm import configure_vllm_cpu, vllm_engine
 from kr1_utils.extras import missing
-from kr1_utils.models import merged_weights, whole_weights
+from kr1_utils.models import (
+    merged_weights,
+    require_trainable,
+    train_in_float32,
+    trained_weights,
+    whole_weights,
+)
 from kr1_utils.profiles import Limits, Profile
+from kr1_utils.trainer.again import TrainsAgain
 from kr1_utils.trainer.callbacks import StepLog, TrajectoryLog
+from kr1_utils.trainer.lock import LocksItsFolder
 from kr1_utils.trainer.out_of_memory import SavesWhenOutOfMemory
 from kr1_utils.trainer.resume import DurableCheckpoints, EpochOrder, StopsAtTheLastStep
 from kr1_utils.trainer.token_budget import TokenBudget
@@ -63,6 +72,8 @@ def grpo_config(
 
 
 class KnowledgeGRPOTrainer(
+    LocksItsFolder,
+    TrainsAgain,
     TokenBudget,
     SavesWhenOutOfMemory,
     StopsAtTheLastStep,
@@ -117,10 +128,15 @@ class KnowledgeGRPOTrainer(
         os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
         if not reward_funcs:
             reward_funcs = [rewards.accuracy_reward, rewards.format_reward]
+        if isinstance(model, PeftModel):
+            kwargs.pop("peft_config", None)  # it goes on with the adapter it has
+        exact = trained_weights(model)
         super().__init__(
             model, reward_funcs, rollout_func=type(self).run_agent, **kwargs
         )
+        self._train_in_float32(exact)
         self.retriever = retriever
+        self.folder = Path(folder)
         self.limits = limits
         self.system_prompt = system_prompt
         self.on_step = on_step
@@ -130,18 +146,60 @@ class KnowledgeGRPOTrainer(
         self.trajectories: list[Trajectory] = []  # of the latest rollout
         self.longest = 0  # tokens of the longest of them
         self.mask_checked = False
+        if self.chat.end_of_turn not in self.eos_token_ids:
+            # TRL takes a completion for cut off that ends in none of these.
+            self.eos_token_ids = [*self.eos_token_ids, self.chat.end_of_turn]
         check_limits(limits, self.processing_class, self.chat)
+        self._check_questions()
         self.check_budget()
-        self._add_callbacks(Path(folder))
+        self._add_callbacks()
         self._push_merged_weights()
 
-    def _add_callbacks(self, folder: Path) -> None:
+    def _train_in_float32(self, exact: dict) -> None:
+        """Undo TRL's rounding of an adapter over packed weights: in bfloat16 most
+        updates would be rounded away. With ZeRO-3 the adapter keeps the dtype of the
+        weights it is gathered with."""
+        require_trainable(self.model)
+        if not self._dist.is_zero3:
+            train_in_float32(self.model, exact)
+
+    def _check_questions(self) -> None:
+        """Name the questions after which the model's window has no room."""
+        room = self.room_for_prompts()
+        around = self.prompt_length("")
+        too_long = []
+        for question in self.train_dataset["prompt"]:
+            # A token is a byte or more, and escaping makes at most five bytes of one.
+            most = around + 5 * len(question.encode("utf-8", "replace"))
+            if most > room and self.prompt_length(question) > room:
+                too_long.append(question)
+        if too_long and self.accelerator.is_main_process:
+            print(
+                f"{len(too_long)} of the training questions are too long for the"
+                f" model's window, such as {too_long[0][:60]!r}"
+                f" ({self.prompt_length(too_long[0])} tokens, {room} fit): they are"
+                " not asked, and count as truncated.",
+                flush=True,
+            )
+
+    def prompt_length(self, question: str) -> int:
+        """Tokens of the prompt that asks a question."""
+        messages = protocol.messages(question, self.system_prompt)
+        return len(protocol.prompt_ids(self.processing_class, messages))
+
+    def room_for_prompts(self) -> float:
+        """Tokens of the longest prompt after which a whole trajectory fits."""
+        config = self.model.config.get_text_config()
+        window = getattr(config, "max_position_embeddings", None)
+        return window - self.limits.max_response_tokens if window else math.inf
+
+    def _add_callbacks(self) -> None:
         self.remove_callback(PrinterCallback)  # `on_step` reports instead
-        self.trajectory_log = TrajectoryLog(folder)
+        self.trajectory_log = TrajectoryLog(self.folder)
         self.add_callback(self.trajectory_log)
         self.add_callback(EpochOrder())
         # First, so that TensorBoard and the like see the column that it adds.
-        self.callback_handler.callbacks.insert(0, StepLog(self, folder))
+        self.callback_handler.callbacks.insert(0, StepLog(self, self.folder))
 
     def _push_merged_weights(self) -> None:
         """Have TRL push our sums of weights and adapter to vLLM, instead of merging in
@@ -191,15 +249,24 @@ class KnowledgeGRPOTrainer(
             with vllm_engine(
                 self.vllm_generation, self.processing_class, end_of_turn, temperature
             ) as engine:
+                engine.shaping = self._shaping()
                 yield engine
             return
         with (
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
             whole_weights(model),
         ):
-            yield TransformersEngine(
+            engine = TransformersEngine(
                 model, self.processing_class, end_of_turn, temperature
             )
+            engine.shaping = self._shaping()
+            yield engine
+
+    def _shaping(self) -> dict:
+        """TRL's sampling arguments, but for those that change nothing."""
+        neutral = {"top_k": 0, "top_p": 1.0, "min_p": None, "repetition_penalty": 1.0}
+        values = {name: getattr(self.args, name) for name in neutral}
+        return {name: v for name, v in values.items() if v != neutral[name]}
 
     def check(self, prompts: list[str], trajectories: list[Trajectory]) -> None:
         """TRL does not check what a rollout returns; the mask is checked once."""
@@ -215,7 +282,7 @@ class KnowledgeGRPOTrainer(
         self.trajectories = trajectories
         count = len(trajectories)
         retrieved = sum(t.retrieved_length for t in trajectories)
-        truncated = sum(t.stop == "truncated" for t in trajectories)
+        truncated = sum(t.was_cut_off for t in trajectories)
         self._log_metric("retrieved_length", retrieved / count)
         self._log_metric("searches", sum(t.searches for t in trajectories) / count)
         self._log_metric("truncated", truncated / count)
@@ -226,12 +293,37 @@ class KnowledgeGRPOTrainer(
 
 def fields_for_trl(trajectories: list[Trajectory]) -> dict[str, list]:
     """The ids that were sampled, as TRL trains on them."""
-    logprobs = [t.logprobs for t in trajectories]
+    rows = [_row_for_trl(trajectory) for trajectory in trajectories]
+    logprobs = [row["logprobs"] for row in rows]
     return {
-        "prompt_ids": [t.prompt_ids for t in trajectories],
-        "completion_ids": [t.completion_ids for t in trajectories],
-        "env_mask": [t.loss_mask for t in trajectories],
+        "prompt_ids": [row["prompt_ids"] for row in rows],
+        "completion_ids": [row["completion_ids"] for row in rows],
+        "env_mask": [row["env_mask"] for row in rows],
         "logprobs": None if None in logprobs else logprobs,
+    }
+
+
+def _row_for_trl(trajectory: Trajectory) -> dict[str, list | None]:
+    """One trajectory. TRL sees that it was cut off by its last id, which then must not
+    be the end of a turn: that one was appended (mask 0), and is left out."""
+    prompt_ids = trajectory.prompt_ids
+    completion_ids = trajectory.completion_ids
+    env_mask = trajectory.loss_mask
+    logprobs = trajectory.logprobs
+    if trajectory.stop == "prompt_too_long":
+        # Nothing was sampled. A completion must not be empty, so it gets an id of the
+        # prompt; the rest of the prompt would only fill the batch.
+        completion_ids = prompt_ids[-1:]
+        prompt_ids = prompt_ids[:1]
+    elif trajectory.was_cut_off and env_mask[-1] == 0 and len(completion_ids) > 1:
+        completion_ids = completion_ids[:-1]
+        env_mask = env_mask[:-1]
+        logprobs = logprobs[:-1] if logprobs is not None else None
+    return {
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
+        "env_mask": env_mask,
+        "logprobs": logprobs,
     }
 
 

@@ -9,8 +9,8 @@ import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from kr1_utils import protocol
 from kr1_utils.extras import missing
+from kr1_utils.models import head_at_labels_only
 
 try:
     import torch
@@ -85,7 +85,8 @@ class TokenBudget:
     """Mixed into a GRPOTrainer: its passes have at most `budget` padded tokens each.
 
     A budget of 0 leaves batches whole. Losses that average otherwise than over rows or
-    tokens of a batch cannot be cut (see `check_budget`).
+    tokens of a batch cannot be cut (see `check_budget`). The trainer has `limits`,
+    `prompt_length` of a question, and `room_for_prompts`, both in tokens.
     """
 
     budget = 0
@@ -98,32 +99,34 @@ class TokenBudget:
         """
         if not self.budget:
             return
-        if (
-            self.loss_type not in LOSS_WEIGHTING
-            or self._entropy_bonus_enabled
-            or self.top_entropy_quantile < 1
-            or self.aux_loss_enabled
-        ):
+        if self.aux_loss_enabled:
+            raise ValueError(
+                "This model is a mixture of experts, and tokens_per_micro_batch cannot"
+                " divide its auxiliary loss: set router_aux_loss_coef=0, or"
+                " tokens_per_micro_batch=0."
+            )
+        if self.loss_type not in LOSS_WEIGHTING:
             raise ValueError(
                 "tokens_per_micro_batch goes with loss_type"
-                f" {', '.join(LOSS_WEIGHTING)}, without an entropy bonus, an entropy"
-                " quantile or an auxiliary loss."
+                f" {', '.join(LOSS_WEIGHTING)}, not {self.loss_type}: set one of them,"
+                " or tokens_per_micro_batch=0."
             )
-        longest = self._longest_prompt()
+        if self._entropy_bonus_enabled or self.top_entropy_quantile < 1:
+            raise ValueError(
+                "tokens_per_micro_batch goes without entropy_coef, use_adaptive_entropy"
+                " and top_entropy_quantile: they look at the whole batch. Leave them"
+                " out, or set tokens_per_micro_batch=0."
+            )
+        room = self.room_for_prompts()
+        lengths = [self.prompt_length(q) for q in self.train_dataset["prompt"]]
+        # A question that is too long for the model's window is not asked.
+        longest = max((length for length in lengths if length <= room), default=0)
         if self.budget < longest + self.limits.max_response_tokens:
             raise ValueError(
                 f"tokens_per_micro_batch={self.budget} is less than one row, which may"
                 f" have {longest} tokens of prompt and"
                 f" {self.limits.max_response_tokens} of response."
             )
-
-    def _longest_prompt(self) -> int:
-        """Tokens of the longest prompt of the training questions."""
-        lengths = []
-        for question in self.train_dataset["prompt"]:
-            messages = protocol.messages(question, self.system_prompt)
-            lengths.append(len(protocol.prompt_ids(self.processing_class, messages)))
-        return max(lengths)
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None
@@ -231,8 +234,8 @@ class TokenBudget:
 
     def _over_processes(self, values: list[float]) -> torch.Tensor:
         """These numbers of all processes, one after another."""
-        device = self.accelerator.device
-        return self.accelerator.gather(torch.tensor(values, device=device))
+        numbers = torch.tensor(values, dtype=torch.float32)
+        return self.accelerator.gather(numbers.to(self.accelerator.device))
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -244,10 +247,28 @@ class TokenBudget:
         **kwargs,
     ):
         """TRL's; where no gradient is asked for, its passes keep the budget too."""
-        if not self.budget or torch.is_grad_enabled():
+        if not self.budget:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, **kwargs
             )
+        with head_at_labels_only():
+            if torch.is_grad_enabled():
+                return super()._get_per_token_logps_and_entropies(
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    batch_size,
+                    **kwargs,
+                )
+            return self._logps_in_parts(
+                model, input_ids, attention_mask, logits_to_keep, **kwargs
+            )
+
+    def _logps_in_parts(
+        self, model, input_ids, attention_mask, logits_to_keep, **kwargs
+    ) -> tuple:
+        """Log-probabilities and entropies (B, T) without gradient, part by part."""
         prompt = input_ids.shape[1] - logits_to_keep
         batch = {
             "prompt_mask": attention_mask[:, :prompt],

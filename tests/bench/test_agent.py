@@ -1,4 +1,4 @@
-"""The agent loop is measured: all ways do the same work, and what is computed counts."""
+"""The agent loop is measured: all ways do the same work, and all of it counts."""
 
 import argparse
 

@@ -30,4 +30,4 @@ def test_weights_are_random_and_shared_ones_stay_shared():
     model = gpu.random_model(gpu.config_of("data/tiny-lm"), step, "cpu")
     embeddings = model.get_input_embeddings().weight
     assert embeddings is model.get_output_embeddings().weight
-    assert embeddings.float().std() == pytest.approx(0.02, rel=0.1)
+    assert embeddings.float().std().item() == pytest.approx(0.02, rel=0.1)

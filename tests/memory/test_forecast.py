@@ -2,14 +2,22 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 
 import pytest
+from transformers import AutoConfig
 
 from kr1_utils import cli, files, memory
+from kr1_utils.engines.layers import Memory
 from kr1_utils.memory import GIB, OVERHEAD_GIB, forecast, simulate
-from kr1_utils.memory.forecast import longest_that_fits
+from kr1_utils.memory.forecast import (
+    SAMPLED_ROWS,
+    cache_gib,
+    longest_in_cache,
+    longest_that_fits,
+)
 from kr1_utils.profiles import resolve
 
 
@@ -24,6 +32,13 @@ def test_config_that_is_shipped_has_the_shapes_of_its_model(profile, count):
 def test_a_model_that_is_nowhere_is_refused_in_one_sentence():
     with pytest.raises(FileNotFoundError, match="repository.*hub") as refused:
         memory.config_of("nobody/no-such-model")
+    assert "\n" not in str(refused.value)
+
+
+def test_model_with_an_encoder_is_refused_in_one_sentence(tmp_path):
+    AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="t5.*encoder and a decoder") as refused:
+        forecast(resolve("tiny", {"model": str(tmp_path)}))
     assert "\n" not in str(refused.value)
 
 
@@ -63,10 +78,10 @@ print(open("/proc/self/status").read())
 @pytest.mark.parametrize(
     "profile, tokens, gpu_gib, training, sampling, longest",
     [
-        ("1.5b", 4096, 24, 9.3, 15.4, 32_512),
-        ("7b", 8192, 80, 21.9, 52.1, 32_512),
+        ("1.5b", 4096, 24, 6.9, 15.4, 32_512),
+        ("7b", 8192, 80, 20.8, 52.1, 32_512),
         ("7b", 16384, 40, 25.3, 34.1, 32_512),
-        ("7b-4bit", 8192, 24, 13.0, 22.6, 9_030),
+        ("7b-4bit", 8192, 24, 11.9, 22.6, 9_030),
     ],
 )
 def test_forecast_that_was_published_still_holds(
@@ -152,3 +167,111 @@ def test_longest_that_fits_is_found_for(peak, longest):
     found = longest_that_fits(peak, 800, 10_000, 5000)
     assert found == pytest.approx(longest, rel=0.02)
     assert found == 0 or peak(found) <= 10_000
+
+
+# --- caches of other kinds than keys and values of all tokens ---
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 4096,
+    "vocab_size": 1200,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+# Bytes of a token's keys and values in one layer: two heads, eight wide, in float32.
+ONE_LAYER = 2 * 2 * 8 * 4
+TOKENS = 1000
+WINDOW = 24
+HALF_SLIDING = {
+    "sliding_window": WINDOW,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 6,
+    "num_key_value_heads": 4,
+}
+
+
+def sampled_cache(config):
+    """Bytes that `tiny` keeps of one row, as it would sample from this model."""
+    profile = resolve("tiny")
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    rows = min(SAMPLED_ROWS, math.prod(profile.grpo[name] for name in batch))
+    parts, _ = memory.sampling(config, profile, {}, TOKENS, gpu_gib=24)
+    return parts["KV cache"] * GIB / rows
+
+
+@pytest.mark.parametrize(
+    "kind, changes, wanted",
+    [
+        ("llama", {}, 4 * ONE_LAYER * TOKENS),
+        ("mistral", {"sliding_window": WINDOW}, 4 * ONE_LAYER * WINDOW),
+        ("gemma3_text", HALF_SLIDING, 2 * ONE_LAYER * (WINDOW + TOKENS)),
+        # Latents of 16 numbers and rotated keys of 4, for all heads together.
+        ("deepseek_v3", LATENT, 4 * (16 + 4) * 4 * TOKENS),
+        # A layer of convolution keeps three columns, as wide as the model.
+        (
+            "lfm2",
+            {"layer_types": ["conv", "full_attention"] * 2},
+            2 * ONE_LAYER * TOKENS + 2 * 3 * 32 * 4,
+        ),
+    ],
+)
+def test_cache_has_the_size_of_what_the_layers_keep(kind, changes, wanted):
+    config = AutoConfig.for_model(kind, **SMALL | changes)
+    assert sampled_cache(config) == pytest.approx(wanted)
+
+
+def gemma3_with_images():
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
+    return AutoConfig.for_model(
+        "gemma3", text_config=SMALL | HALF_SLIDING, vision_config=vision
+    )
+
+
+def test_model_that_sees_images_is_forecast_by_its_text_model(tmp_path):
+    gemma3_with_images().save_pretrained(tmp_path)
+    config = memory.config_of(str(tmp_path))
+    assert sampled_cache(config) == sampled_cache(config.get_text_config())
+    profile = resolve("tiny", {"model": str(tmp_path)})
+    result = forecast(profile, response_tokens=256, gpu_gib=24)
+    assert result["fits"]
+    with pytest.raises(ValueError, match=f"at most {4096 - memory.PROMPT_TOKENS}"):
+        forecast(profile, response_tokens=5000, gpu_gib=24)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("room", [0.001, 0.01, 0.1, 1.0])
+def test_longest_row_in_the_cache_is_where_it_is_full(room, rows):
+    kinds = (
+        Memory(2**12, None, 0),
+        Memory(2**14, 4096, 0),
+        Memory(2**13, 512, 0),
+        Memory(0, None, 2**16),
+    )
+    longest = longest_in_cache(kinds, room, rows)
+    assert rows * cache_gib(kinds, longest) <= room
+    assert rows * cache_gib(kinds, longest + 1) > room
+
+
+def test_rows_of_windows_alone_have_no_longest():
+    windows = (Memory(2**14, 4096, 0),)
+    assert longest_in_cache(windows, 0.1, 1) > 10**9
+    assert longest_in_cache(windows, 0.01, 1) == 655

@@ -2,12 +2,14 @@
 
 import copy
 import gc
+import inspect
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
+from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
 from kr1_utils import memory, models
@@ -17,7 +19,7 @@ from kr1_utils.profiles import resolve
 LORA = models.lora_config(resolve("tiny"))
 
 # A step as a CPU takes it: in float32, with an allocator that does not round.
-ON_A_CPU = {"dtype": torch.float32, "autocast": False, "block": 1}
+ON_A_CPU = {"dtype": torch.float32, "autocast": False, "block": 1, "triton": False}
 
 
 def really_allocated(model, step: Step) -> int:
@@ -146,8 +148,21 @@ def test_smollm2_takes_what_is_simulated(rows, tokens, lora, checkpointing, chun
 def test_7b_takes_what_other_code_simulated_for_it(tokens, gib, chunked):
     # GiB by tokens of one row, simulated once before with each storage as it is.
     config = memory.config_of(resolve("7b").model)
-    step = Step(1, tokens, padded=True, lora=LORA, chunked=chunked)
+    step = Step(1, tokens, padded=True, lora=LORA, chunked=chunked, triton=False)
     assert simulate(config, step).peak / GIB == pytest.approx(gib, rel=0.02)
+
+
+def test_triton_kernels_hold_no_copies_of_a_tile_of_logits():
+    """On a GPU TRL folds each tile of 4,096 tokens × 16,384 words in place; its torch
+    code holds the tile in float32, more than once."""
+    config = memory.config_of(resolve("7b").model)
+    peaks = {
+        triton: simulate(config, Step(1, 8192, lora=LORA, triton=triton)).peak / GIB
+        for triton in (True, False)
+    }
+    assert 0.5 < peaks[False] - peaks[True] < 2.5
+    # The simulation leaves TRL's functions as they were.
+    assert "float()" in inspect.getsource(chunked_logprob._forward_tile)
 
 
 def test_a_budget_keeps_the_peak_where_it_is_while_responses_grow():

@@ -13,11 +13,15 @@ import nbformat
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from helpers import kr1
 
 from kr1_utils.files import REPO
+from kr1_utils.profiles import resolve
 from kr1_utils.reproduce import Request, reproduce
 from kr1_utils.reproduce.accelerate import Spread, launch, script
+from kr1_utils.trainer import grpo_config
 
 CONFIGS = sorted((REPO / "data" / "accelerate").glob("*.yaml"))
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -147,6 +151,51 @@ def test_accelerate_loads_the_config(file):
     assert parsed.use_fsdp == (file.stem == "fsdp")
     if parsed.use_deepspeed:
         assert parsed.zero_stage == int(file.stem[-1])
+
+
+ZERO = [file for file in CONFIGS if file.stem.startswith("zero")]
+
+
+def deepspeed_plugin(file, monkeypatch):
+    """What Accelerate tells DeepSpeed in a process that it launches with this file."""
+    words = ["--config_file", str(file), "--num_processes", "2", "03.py"]
+    parsed = launch_command_parser().parse_args(words)
+    parsed, *_ = _validate_launch_command(parsed)
+    parsed.deepspeed_fields_from_accelerate_config = ""
+    _, environment = prepare_deepspeed_cmd_env(parsed)
+    for name, value in environment.items():
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.setenv(name, value)
+    return DeepSpeedPlugin()
+
+
+@pytest.mark.parametrize("file", ZERO, ids=lambda file: file.stem)
+def test_deepspeed_takes_the_accumulation_of_the_profile(file, monkeypatch):
+    plugin = deepspeed_plugin(file, monkeypatch)
+    name = "gradient_accumulation_steps"
+    assert plugin.is_auto(name)
+    assert plugin.is_auto("gradient_clipping")
+    plugin.fill_match(name, must_match=False, **{name: 4})
+    assert plugin.get_value(name) == 4
+
+
+@pytest.mark.parametrize("file", ZERO, ids=lambda file: file.stem)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_transformers_finds_no_mismatch_with_deepspeed(
+    file, steps, monkeypatch, tmp_path
+):
+    pytest.importorskip("deepspeed")
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    overrides = {"gradient_accumulation_steps": steps, "max_grad_norm": 0.5}
+    args = grpo_config(resolve("tiny", overrides), 42, tmp_path, use_cpu=True)
+    plugin = deepspeed_plugin(file, monkeypatch)
+    config = HfTrainerDeepSpeedConfig(plugin.hf_ds_config.config)
+    config.trainer_config_process(args)
+    # Training refuses to start with any.
+    assert config.mismatches == []
+    assert config.config["gradient_accumulation_steps"] == steps
+    assert config.config["gradient_clipping"] == 0.5
 
 
 def test_readme_names_every_config():

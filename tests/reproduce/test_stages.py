@@ -75,6 +75,17 @@ def test_all_notebooks_run_in_order_and_finished_ones_are_skipped(
     assert capsys.readouterr().out.count("complete already") == len(STAGES)
 
 
+def test_tilde_in_out_and_data_is_the_home_folder(executed, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    shutil.copytree(files.REPO / "data" / "miniwiki", home / "mine")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    reproduce(Request(out="~/out", data="~/mine", only="01"))
+    assert executed == ["01"]
+    assert (home / "out" / "01.ipynb").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_force_runs_finished_notebooks_again(executed, tmp_path):
     reproduce(Request(out=str(tmp_path), only="02"))
     reproduce(Request(out=str(tmp_path), only="02", force=True))
@@ -261,7 +272,10 @@ def test_a_run_interrupted_in_training_goes_on_where_it_was(tmp_path):
             pytest.fail(f"it ended by itself: {first.wait(timeout=0.2)}")
     os.killpg(first.pid, signal.SIGINT)
     assert first.wait(timeout=120) == 130
-    assert "goes on from here" in first.stderr.read()
+    # Bars, and one sentence: no traceback of the kernel's sockets.
+    said = [line for line in first.stderr.read().splitlines() if line.strip()]
+    assert said[-1] == "Interrupted: the same command goes on from here."
+    assert not [line for line in said[:-1] if "step/s]" not in line]
     assert any((tmp_path / "training").glob("checkpoint-*"))
     again = kr1(*words)
     assert again.returncode == 0, again.stderr

@@ -1,11 +1,15 @@
 """The trainer: TRL is given what was sampled, and trains on that alone."""
 
 import copy
+import math
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import (
+    ANSWER,
     TINY,
     keep_batches,
     length_reward,
@@ -15,6 +19,8 @@ from helpers import (
 )
 
 from kr1_utils import models, rewards, trainer
+from kr1_utils.engines import Generation
+from kr1_utils.files import REPO
 from kr1_utils.profiles import Limits, resolve
 from kr1_utils.trainer import KnowledgeGRPOTrainer
 
@@ -158,3 +164,176 @@ def test_profile_reaches_trl_as_it_is():
     assert config.max_completion_length == profile.limits.max_response_tokens
     for key, value in profile.grpo.items():
         assert getattr(config, key) == ([] if value == "none" else value), key
+
+
+# --- conversations that a limit cut off ---
+
+
+class TalksOn:
+    """Never closes a turn: it says one word until its limit."""
+
+    def __init__(self, tokenizer):
+        self.word = tokenizer(" river", add_special_tokens=False)["input_ids"][0]
+
+    def generate(self, prompt_ids, max_new_tokens):
+        return [Generation([self.word] * limit) for limit in max_new_tokens]
+
+
+class OftenCutOff(KnowledgeGRPOTrainer):
+    """Half of its conversations never end by themselves."""
+
+    @staticmethod
+    def run_agent(prompts, trainer):
+        tokenizer = trainer.processing_class
+        talker = TalksOn(tokenizer)
+        answer = tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+        half = len(prompts) // 2
+
+        class Both:
+            def generate(self, prompt_ids, max_new_tokens):
+                out = talker.generate(prompt_ids, max_new_tokens)
+                if len(out) == len(prompts):  # the first turn
+                    out[:half] = [Generation(answer) for _ in range(half)]
+                return out
+
+        trainer.engine = lambda: nullcontext(Both())
+        return KnowledgeGRPOTrainer.run_agent(prompts, trainer)
+
+
+def train_often_cut_off(folder, questions, retriever, **settings):
+    profile = tiny_profile(max_steps=1)
+    profile = replace(profile, grpo=profile.grpo | settings)
+    run = make_trainer(
+        folder,
+        questions,
+        retriever,
+        profile,
+        kind=OftenCutOff,
+        reward_funcs=[length_reward, length_reward],
+    )
+    batches = keep_batches(run)
+    run.train()
+    return run, batches[0]
+
+
+def test_trl_sees_which_conversations_were_cut_off(tmp_path, questions, retriever):
+    run, batch = train_often_cut_off(tmp_path, questions, retriever)
+    assert run.state.log_history[0]["completions/clipped_ratio"] == 0.5
+    assert run.state.log_history[0]["truncated"] == 0.5
+    assert (batch["completion_mask"].sum(1) > 0).all()
+
+
+def test_loss_leaves_out_what_was_cut_off_if_it_is_told_to(
+    tmp_path, questions, retriever
+):
+    run, batch = train_often_cut_off(
+        tmp_path, questions, retriever, mask_truncated_completions=True
+    )
+    cut_off = [t.stop == "truncated" for t in run.trajectories]
+    assert sum(cut_off) == 4
+    # TRL shuffles the rows of a batch.
+    trained_on = (batch["completion_mask"] * batch["tool_mask"]).sum(1)
+    assert sorted((trained_on > 0).tolist()) == sorted(not cut for cut in cut_off)
+
+
+@pytest.mark.parametrize("budget", [0, 300])
+def test_questions_that_are_too_long_are_named_counted_and_trained_around(
+    budget, tmp_path, questions, retriever, capsys
+):
+    asked = copy.deepcopy(questions["train"][:2])
+    asked[1]["question"] = "river " * 3000
+    run = make_trainer(
+        tmp_path,
+        {"train": asked},
+        retriever,
+        tiny_profile(save_steps=50),
+        tokens_per_micro_batch=budget,
+        reward_funcs=[length_reward, length_reward],
+    )
+    assert "1 of the training questions are too long" in capsys.readouterr().out
+    run.train()
+    rows = log_of(tmp_path)
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert [float(row["truncated"]) >= 0.5 for row in rows] == [True, True]
+    assert all(math.isfinite(float(row["loss"])) for row in rows)
+    history = run.state.log_history
+    assert all(row["completions/clipped_ratio"] >= 0.5 for row in history[:2])
+
+
+def test_trl_is_told_which_token_ends_a_turn(tmp_path, questions, retriever):
+    """Where it is not the tokenizer's end of a sequence, as in Gemma's template."""
+    run = make_trainer(tmp_path, questions, retriever)
+    assert run.chat.end_of_turn in run.eos_token_ids
+
+
+# --- what is trained ---
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_training_goes_on_with_an_adapter(beta, tmp_path, questions, retriever):
+    profile = tiny_profile(beta=beta)
+    first = make_trainer(
+        tmp_path / "first",
+        questions,
+        retriever,
+        profile,
+        reward_funcs=[length_reward, length_reward],
+    )
+    first.train()
+    folder = models.save_adapter(first.model, first.processing_class, tmp_path / "a")
+    model, _ = models.load("data/tiny-lm", folder, trainable=True)
+    second = make_trainer(
+        tmp_path / "second",
+        questions,
+        retriever,
+        profile,
+        model=model,
+        reward_funcs=[length_reward, length_reward],
+    )
+    saved = adapter_weights(first.model)
+    assert all(
+        torch.equal(adapter_weights(second.model)[n], w) for n, w in saved.items()
+    )
+    second.train()
+    trained = adapter_weights(second.model)
+    assert not all(torch.equal(trained[name], weight) for name, weight in saved.items())
+
+
+def adapter_weights(model):
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if ".default." in name
+    }
+
+
+def test_model_with_nothing_to_train_is_refused(tmp_path, questions, retriever):
+    adapter = REPO / "data" / "reference" / "tiny" / "seed42" / "checkpoint"
+    model, _ = models.load("data/tiny-lm", adapter)
+    with pytest.raises(ValueError, match="train"):
+        make_trainer(tmp_path, questions, retriever, model=model)
+
+
+def test_what_is_trained_is_float32_over_a_base_in_bfloat16(
+    tmp_path, questions, retriever
+):
+    model, _ = models.load("data/tiny-lm")
+    run = make_trainer(tmp_path, questions, retriever, model=model.to(torch.bfloat16))
+    trained = [p for p in run.model.parameters() if p.requires_grad]
+    base = [p for p in run.model.parameters() if not p.requires_grad]
+    assert {p.dtype for p in trained} == {torch.float32}
+    assert {p.dtype for p in base} == {torch.bfloat16}
+
+
+def test_sampling_arguments_of_trl_shape_what_is_sampled(
+    tmp_path, questions, retriever
+):
+    """With the best token alone to choose from, all of a group say the same."""
+    profile = tiny_profile(max_steps=1, **{"grpo.top_k": 1})
+    run = make_trainer(tmp_path, questions, retriever, profile)
+    run.train()
+    said = {}
+    for trajectory in run.trajectories:
+        question = trajectory.question["question"]
+        said.setdefault(question, set()).add(tuple(trajectory.completion_ids))
+    assert [len(ways) for ways in said.values()] == [1, 1]
