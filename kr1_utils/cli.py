@@ -477,10 +477,11 @@ def _add_figures(commands) -> None:
 
 
 def _figures(arguments) -> None:
+    from kr1_utils.files import display_path
     from kr1_utils.plots import draw_figures
 
     for file in draw_figures():
-        print(file)
+        print(display_path(file))
 
 
 def _add_json(parser) -> None:

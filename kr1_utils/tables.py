@@ -468,6 +468,17 @@ def agent_loop() -> str:
     return markdown(["", *ways], rows)
 
 
+def busy_machine() -> str:
+    """A training step on a quiet machine and beside a busy process."""
+    table = pd.read_csv(REFERENCE / "bench_busy.csv")
+    first = table["seconds"].iloc[0]
+    rows = []
+    for spinning, part in table.groupby("spinning", sort=False):
+        cells = [f"{s:.1f} s ({s / first:.2f} ×)" for s in part["seconds"]]
+        rows.append([spinning, *cells])
+    return markdown(["GOMP_SPINCOUNT", "nothing else runs", "one process busy"], rows)
+
+
 def micro_batches() -> str:
     """A batch in one pass beside parts of it: time and memory."""
     table = pd.read_csv(REFERENCE / "bench_training.csv")
@@ -546,6 +557,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "index sizes": index_sizes,
     "BM25 engines": bm25_engines,
     "agent loop": agent_loop,
+    "busy machine": busy_machine,
     "micro-batches": micro_batches,
     "GPU memory": gpu_memory,
     "kills": kills,
