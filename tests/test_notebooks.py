@@ -139,7 +139,7 @@ def test_a_complete_run_is_not_run_again(whole_run, capsys):
         "04_evaluate",
         "05_response_length",
         "A1_tiny_model",
-        "A2_break_it",
+        pytest.param("A2_break_it", marks=pytest.mark.slow),
         "A3_cold_start",
     ],
 )

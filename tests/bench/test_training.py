@@ -34,7 +34,10 @@ def test_the_table_is_as_the_shipped_one(measured):
 def test_parts_of_a_batch_keep_their_memory_while_responses_grow(measured):
     peak = measured.set_index(["lengths", "mean_tokens", "way"])["peak_mib"]
     assert peak["mixed", 120, "trl"] > 1.5 * peak["mixed", 40, "trl"]
-    assert peak["mixed", 120, "parts"] < 1.2 * peak["equal", 40, "parts"]
+    # The head is applied to responses alone, so a part of long ones, whose prompts take
+    # little of the budget, is the fullest.
+    assert peak["mixed", 120, "parts"] < 1.2 * peak["equal", 120, "parts"]
+    assert peak["mixed", 120, "parts"] < 0.3 * peak["mixed", 120, "trl"]
     passes = measured.set_index("way")["passes"]
     assert (passes["parts"] > 1).all() and (passes["trl"] == 1).all()
 

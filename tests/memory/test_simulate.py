@@ -115,8 +115,8 @@ def test_tiny_takes_what_is_simulated(
     [
         (1, 256, True, True, True),
         (4, 256, True, False, True),
-        (2, 512, True, True, False),
-        (2, 256, False, True, True),
+        pytest.param(2, 512, True, True, False, marks=pytest.mark.slow),
+        pytest.param(2, 256, False, True, True, marks=pytest.mark.slow),
     ],
 )
 def test_smollm2_takes_what_is_simulated(rows, tokens, lora, checkpointing, chunked):

@@ -35,7 +35,12 @@ def times_of_all_files() -> dict:
             ],
         ),
         ("7b-4bit", "24", ["four_bit = True", "transformers samples", "packed"]),
-        ("1.5b", "24", ["Qwen2.5-1.5B-Instruct: 3.1 GB", "max_model_length = 4608"]),
+        pytest.param(
+            "1.5b",
+            "24",
+            ["Qwen2.5-1.5B-Instruct: 3.1 GB", "max_model_length = 4608"],
+            marks=pytest.mark.slow,
+        ),
         ("tiny", "8", ["here already", "no vLLM", "data/miniwiki/passages.jsonl"]),
     ],
 )
