@@ -11,6 +11,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from transformers import AutoTokenizer
 
@@ -29,6 +30,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("kr1")
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    """Libraries change the number of PyTorch's threads, and leave it changed."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

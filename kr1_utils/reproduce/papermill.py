@@ -1,5 +1,6 @@
 """Owns running one notebook headless, through papermill."""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,11 @@ def run_notebook(source: Path, parameters: dict, executed: Path) -> float:
             f"Stopped in notebook {source.stem}, cell {error.cell_index}:"
             f" {error.ename}: {error.evalue} (see {display_path(failed)})"
         ) from error
+    except KeyboardInterrupt:
+        # The kernel ends with the run, and asyncio would tell of the task that waited
+        # for it.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
     except (RuntimeError, OSError) as error:
         # The kernel was killed, or OUT cannot be written.
         raise RuntimeError(f"Stopped in notebook {source.stem}: {error}") from error
