@@ -113,12 +113,7 @@ def _add_run(commands) -> None:
         default="",
         help="folder for outputs; data/runs/<profile> if not given",
     )
-    parser.add_argument(
-        "--data",
-        type=expand_home,
-        default="",
-        help="folder with your own passages and questions",
-    )
+    _add_data(parser)
     parser.add_argument(
         "--only", metavar="NUMBER", help="run this notebook alone, for example 03"
     )
@@ -350,12 +345,7 @@ def _add_bench_agent(benchmarks) -> None:
     parser.add_argument(
         "--questions", type=int, default=256, metavar="N", help="256 if not given"
     )
-    parser.add_argument(
-        "--data",
-        type=expand_home,
-        default="",
-        help="folder with your own passages and questions",
-    )
+    _add_data(parser)
     parser.add_argument(
         "--model", type=expand_home, help="a folder or hub id instead of the profile's"
     )
@@ -482,6 +472,15 @@ def _figures(arguments) -> None:
 
     for file in draw_figures():
         print(display_path(file))
+
+
+def _add_data(parser) -> None:
+    parser.add_argument(
+        "--data",
+        type=expand_home,
+        default="",
+        help="folder with your own passages and questions",
+    )
 
 
 def _add_json(parser) -> None:

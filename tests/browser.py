@@ -20,27 +20,22 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+from helpers import SHORT
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
 from kr1_utils.files import REPO
 
-TOKEN, WIDTH, HEIGHT = "reader", 1280, 1600
-SHORT = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "eval_questions": 8,
-    "bootstrap_samples": 100,
-    "pretrain_worlds": 1,
-    "pretrain_steps": 4,
-    "cold_start_steps": 2,
-}
+TOKEN = "reader"
+
+# Of the browser's window, in pixels.
+WIDTH = 1280
+HEIGHT = 1600
+
 SETTINGS = {
-    "notebook-extension/tracker": {
-        "windowingMode": "none"
-    },  # all cells are in the page
+    # All cells are in the page, also those out of sight.
+    "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 LOOK = """
@@ -79,15 +74,13 @@ def copy(name: str, folder: Path, whole: bool) -> None:
     """The notebook without outputs, with parameters that send what it makes
     elsewhere."""
     notebook = nbformat.read(REPO / "notebooks" / f"{name}.ipynb", 4)
+    overrides = {} if whole else SHORT
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if "parameters" in cell.metadata.get("tags", []):
-            cell.source += (
-                f"\nOUT = {str(folder / 'out')!r}\nOVERRIDES = {{}}"
-                if whole
-                else f"\nOUT = {str(folder / 'out')!r}\nOVERRIDES = {SHORT!r}"
-            )
+            cell.source += f"\nOUT = {str(folder / 'out')!r}"
+            cell.source += f"\nOVERRIDES = {overrides!r}"
     notebook.cells = [
         c
         for c in notebook.cells

@@ -19,6 +19,27 @@ THINK = "<think> I look.</think>"
 SEARCH = f"{THINK}<search> Dara</search>"
 ANSWER = f"{THINK}<answer> Merano</answer>"
 
+# Limits with room for a short conversation.
+ROOMY = Limits(
+    max_turns=3,
+    top_k=2,
+    max_turn_tokens=60,
+    max_observation_tokens=120,
+    max_response_tokens=700,
+)
+
+# Settings that make every notebook short.
+SHORT = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "eval_questions": 8,
+    "bootstrap_samples": 100,
+    "pretrain_worlds": 1,
+    "pretrain_steps": 4,
+    "cold_start_steps": 2,
+}
+
 # What random turns are made of: good turns, tags, template tokens, words and signs.
 PIECES = [
     THINK,

@@ -7,6 +7,7 @@ import pytest
 from helpers import (
     ANSWER,
     NASTY,
+    ROOMY,
     SEARCH,
     THINK,
     Babbler,
@@ -25,13 +26,6 @@ from kr1_utils.engines import TransformersEngine
 from kr1_utils.profiles import PROFILES, Limits
 
 SYSTEM = "Search, read, answer."
-ROOMY = Limits(
-    max_turns=3,
-    top_k=2,
-    max_turn_tokens=60,
-    max_observation_tokens=120,
-    max_response_tokens=700,
-)
 
 
 @pytest.fixture(scope="session")

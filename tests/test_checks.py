@@ -1,7 +1,7 @@
 """A batch of the wrong shape, or a mask that trains on the wrong tokens, is refused."""
 
 import pytest
-from helpers import ANSWER, SEARCH, Babbler, Shelf, any_limits, any_scripts
+from helpers import ANSWER, ROOMY, SEARCH, Babbler, Shelf, any_limits, any_scripts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,14 +9,6 @@ from kr1_utils import protocol
 from kr1_utils.agent import ScriptedEngine, check_limits, rollout
 from kr1_utils.checks import check_batch, check_mask
 from kr1_utils.profiles import Limits
-
-ROOMY = Limits(
-    max_turns=3,
-    top_k=2,
-    max_turn_tokens=60,
-    max_observation_tokens=120,
-    max_response_tokens=700,
-)
 
 
 def scripted(tokenizer, texts, question="Q?"):

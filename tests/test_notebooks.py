@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
-from helpers import exercises, solution_code
+from helpers import SHORT, exercises, solution_code
 from papermill.exceptions import PapermillExecutionError
 
 from kr1_utils import files, reproduce, trainer
@@ -24,16 +24,6 @@ LEARNING = {
     "per_device_train_batch_size": 48,
     "eval_questions": 80,
     "save_steps": 16,
-}
-SHORT = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "eval_questions": 8,
-    "bootstrap_samples": 100,
-    "pretrain_worlds": 1,
-    "pretrain_steps": 4,
-    "cold_start_steps": 2,
 }
 PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))
 

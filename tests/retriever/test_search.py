@@ -218,8 +218,8 @@ def test_index_can_be_moved(folder, tmp_path):
 # --- what it leaves alone ---
 
 
-def test_importing_it_does_not_load_torch():
-    program = "import sys; import kr1_utils.retriever; print('torch' in sys.modules)"
+def printed_by(program: str) -> str:
+    """What `program` prints in a process of its own."""
     run = subprocess.run(
         [sys.executable, "-c", program],
         check=True,
@@ -227,7 +227,12 @@ def test_importing_it_does_not_load_torch():
         text=True,
         cwd=REPO,
     )
-    assert run.stdout.strip() == "False"
+    return run.stdout.strip()
+
+
+def test_importing_it_does_not_load_torch():
+    program = "import sys; import kr1_utils.retriever; print('torch' in sys.modules)"
+    assert printed_by(program) == "False"
 
 
 def test_searching_leaves_the_threads_of_torch_alone(small):
@@ -251,14 +256,7 @@ os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
 from kr1_utils.retriever import Retriever
 print(Retriever.build({FILM_PASSAGES!r}).search(["poems"], 1)[0][0]["id"])
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-    )
-    assert run.stdout.strip() == "c"
+    assert printed_by(program) == "c"
 
 
 # --- something else in its place ---
