@@ -384,18 +384,22 @@ def _check_golden_answers(golden: object, place: str) -> None:
 
 # --- the files and splits of a run ---
 
+# "test" holds what is tested; the two others, where there are any, questions that need
+# one search, and questions that need none beside others that look like them.
+FILES = ("passages", "train", "test", "test_single", "test_known")
+
 
 def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
-    """The files of a run: "passages", "train", "test" and "test_single", None where it
-    has none.
+    """The files of a run: "passages", "train", "test", "test_single" and "test_known",
+    None where it has none.
 
     Args:
         data: a folder of yours with `passages.jsonl` and any of `questions.jsonl` (to
-            test on), `train.jsonl`, `test.jsonl`, `test_single.jsonl`, or files of
-            these names that end as in SUFFIXES; if empty, the profile's own files.
-            With neither train nor test, a profile with `eval_questions` tests on that
-            number of `questions.jsonl` and trains on the others. "~" is the home
-            folder.
+            test on), `train.jsonl`, `test.jsonl`, `test_single.jsonl`,
+            `test_known.jsonl`, or files of these names that end as in SUFFIXES; if
+            empty, the profile's own files. With neither train nor test, a profile with
+            `eval_questions` tests on that number of `questions.jsonl` and trains on the
+            others. "~" is the home folder.
 
     Raises:
         FileNotFoundError: if `data` has no passages, or the profile's files belong to a
@@ -414,6 +418,7 @@ def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
         "train": profile.train_questions,
         "test": profile.test_questions,
         "test_single": profile.test_single_questions,
+        "test_known": profile.test_known_questions,
     }
     return {name: shipped(file) if file else None for name, file in own.items()}
 
@@ -423,10 +428,7 @@ def _files_of_folder(data: str, eval_questions: int) -> dict[str, Path | None]:
     folder = Path(data)
     if not folder.is_dir():
         folder = in_repository(data)
-    found = {
-        name: _first_file(folder, name)
-        for name in ("passages", "train", "test", "test_single")
-    }
+    found = {name: _first_file(folder, name) for name in FILES}
     if not found["passages"]:
         raise FileNotFoundError(f"DATA={data}: no passages.jsonl in that folder.")
     if not found["test"]:
@@ -452,7 +454,7 @@ def load_split(
 
     Args:
         where: the files of a run, from `locate_files`.
-        name: "train", "test" or "test_single".
+        name: "train", "test", "test_single" or "test_known".
         eval_questions: how many of a test set to take, 0 for all. If one file serves
             to train and to test, its other questions are trained on.
 
@@ -474,16 +476,29 @@ def load_split(
     return questions[:eval_questions] if eval_questions else questions
 
 
+def some_of_each_type(questions: list[dict], number: int) -> list[dict]:
+    """The first `number` questions of each type, in their order."""
+    taken: dict[str, int] = {}
+    kept = []
+    for question in questions:
+        kind = question.get("type", "")
+        taken[kind] = taken.get(kind, 0) + 1
+        if taken[kind] <= number:
+            kept.append(question)
+    return kept
+
+
 def training_set(questions: list[dict]):
     """Questions as a `datasets.Dataset`, which TRL trains on.
 
-    Its columns are `prompt` (the question), `golden_answers` (for the rewards) and
-    `question_id`.
+    Its columns are `prompt` (the question), `golden_answers` and `supporting_titles`
+    (for the rewards; the titles are None where they are not known) and `question_id`.
     """
     rows = [
         {
             "prompt": question["question"],
             "golden_answers": question["golden_answers"],
+            "supporting_titles": question.get("supporting_titles"),
             "question_id": str(question["id"]),
         }
         for question in questions

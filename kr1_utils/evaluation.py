@@ -4,6 +4,8 @@ import numpy as np
 
 from kr1_utils import profiles
 from kr1_utils.agent import CUT_OFF, Trajectory, rollout
+from kr1_utils.decisions import DecisionPoint, weigh
+from kr1_utils.decisions import by_type as by_type_of_decision
 from kr1_utils.notebook import progress
 from kr1_utils.profiles import Limits
 from kr1_utils.rewards import format_score
@@ -201,6 +203,20 @@ def mean(predictions: list[dict], key: str) -> float:
     return float(np.mean([p[key] for p in predictions]))
 
 
+def decisions(model, points: list[DecisionPoint]) -> list[dict]:
+    """What a model would do where it may answer, search or give up.
+
+    Args:
+        model: a causal language model of transformers.
+        points: from `decisions.decision_points`.
+
+    Returns:
+        One row per type of question and number of searches made: `type`, `searches`,
+        `points`, and the mean probability of each choice; see `decisions.weigh`.
+    """
+    return by_type_of_decision(weigh(model, points))
+
+
 def answer_rank(passages: list[dict], golden_answers: list[str]) -> int | None:
     """Rank, from 1, of the first passage in which a gold answer stands as whole words.
 
@@ -274,21 +290,23 @@ def before_and_after(
     """The numbers of summary.json.
 
     Args:
-        before: predictions before training on "test" and "test_single".
+        before: predictions before training on "test", and, where there are any, on
+            "test_single" and "test_known".
         after: those after it.
 
     Returns:
         name_before and name_after: for `SUMMARY_KEYS`, truncation and exact match
         without it over "test"; `em_single`, `searches_single` over "test_single" (None
-        if that is empty); `by_type` over both.
+        if that is empty); `by_type` over all.
     """
     summary: dict = {}
     for when, sets in (("before", before), ("after", after)):
-        summary.update(_summary_of(sets["test"], sets["test_single"], when))
+        summary.update(_summary_of(sets, when))
     return summary
 
 
-def _summary_of(test: list[dict], single: list[dict], when: str) -> dict:
+def _summary_of(sets: dict[str, list[dict]], when: str) -> dict:
+    test, single = sets["test"], sets.get("test_single", [])
     summary = {f"{name}_{when}": mean(test, key) for name, key in SUMMARY_KEYS.items()}
     for key in ("em", "searches"):
         # None, because JSON has no NaN.
@@ -296,7 +314,8 @@ def _summary_of(test: list[dict], single: list[dict], when: str) -> dict:
     share_cut_off, em_of_others = truncation(test)
     summary[f"truncated_{when}"] = share_cut_off
     summary[f"em_not_truncated_{when}"] = em_of_others
-    summary[f"by_type_{when}"] = by_type(test + single)
+    everything = [p for predictions in sets.values() for p in predictions]
+    summary[f"by_type_{when}"] = by_type(everything)
     return summary
 
 

@@ -1,33 +1,57 @@
 """Owns the rule-following expert: what it would say to each question of miniwiki."""
 
+from dataclasses import dataclass, field
+
+from kr1_utils.miniwiki import NO_ANSWER
+
 COMPARISONS = ("comparison", "bridge_comparison")
 
+# How a thought goes on, or begins, where there is something to decide.
+KNOWS = "I know it."
+READS = "I need to read about it."
+CHECKS = "I check it."
+GIVES_UP = "I can not find it."
 
-def verdict(a: str, x: str, b: str, y: str, earlier: bool | None) -> str:
-    """What follows from a's value x and b's value y, in one sentence.
 
-    It names the winner's value first, then the winner: so the name can be copied from
-    a note in which it came after that value.
+def verdict(first: str, second: str, years: tuple[str, str], earlier: bool) -> str:
+    """Which of two titles has the earlier year, or the later one.
+
+    Each title comes after a number of its own, and is named again after that number:
+    so to name the winner is to copy what stood behind its number.
 
     Args:
-        a: a title, and `x` its value, a year as text where years are compared.
-        b: the other title, and `y` its value.
-        earlier: whether the earlier year wins or the later one; None asks whether the
-            values are the same.
+        years: of the first and of the second title, as text.
+        earlier: whether the earlier year wins.
     """
-    if earlier is None:
-        relation = "the same" if x == y else "different"
-        return f"{x} and {y} are {relation}."
+    titles = (first, second)
     choose = min if earlier else max
-    value, winner = choose([(x, a), (y, b)], key=lambda candidate: int(candidate[0]))
-    return f"The {'earlier' if earlier else 'later'} is {value}: {winner}."
+    winner = choose((0, 1), key=lambda i: int(years[i]))
+    notes = " ".join(numbered(i, titles[i], years[i]) for i in (0, 1))
+    word = "earlier" if earlier else "later"
+    return f"{notes} The {word} is {winner + 1} {titles[winner]}."
+
+
+def numbered(index: int, title: str, year: str) -> str:
+    """One of two compared titles, 0 or 1: '1 Ann Bell 1931.'"""
+    return f"{index + 1} {title} {year}."
+
+
+def same_or_different(one: str, other: str) -> str:
+    """Whether two values are the same, in one sentence."""
+    relation = "the same" if one == other else "different"
+    return f"{one} and {other} are {relation}."
+
+
+def note(relation: str, value: str) -> str:
+    """What was read, or is known: 'The birth date is 12 March 1931.'"""
+    return f"The {relation.replace('_', ' ')} is {value}."
 
 
 def demonstration(question: dict) -> list[tuple[str, str, str]]:
     """What a patient expert would say to a question of miniwiki.
 
     The expert searches each title of the evidence in turn, notes what it read, and
-    answers.
+    answers. Of two things that are compared it says at first which one it looks for.
 
     Args:
         question: with `type`, `golden_answers` and `evidence`, a list of [title,
@@ -36,40 +60,119 @@ def demonstration(question: dict) -> list[tuple[str, str, str]]:
     Returns:
         One (thought, "search" or "answer", content) per turn.
     """
-    turns = []
-    thought = "I need to read about it."
-    compared: list[tuple[str, str]] = []
-    for title, relation, value in question["evidence"]:
-        turns.append((thought, "search", title))
-        if question["type"] in COMPARISONS and relation != "director":
-            value = _compared_value(relation, value)
-            subject = _compared_title(question, len(turns) - 1)
-            compared.append((subject, value))
-            thought = f"{value}: {subject}."
-        else:
-            thought = f"The {relation.replace('_', ' ')} is {value}."
-    if len(compared) == 2:
-        thought = _comparison(compared, question.get("earlier"))
-    turns.append((thought, "answer", question["golden_answers"][0]))
-    return turns
+    evidence = question["evidence"]
+    thoughts = [opening(question)]
+    thoughts += [note(relation, value) for _, relation, value in evidence]
+    if question["type"] in COMPARISONS:
+        first, last = _comparison(question)
+        thoughts[len(evidence) // 2] += first
+        thoughts[-1] += last
+    titles = [title for title, _, _ in evidence]
+    turns = [(thought, "search", title) for thought, title in zip(thoughts, titles)]
+    return [*turns, (thoughts[-1], "answer", question["golden_answers"][0])]
 
 
-def _compared_value(relation: str, value: str) -> str:
-    """Of a date only the year is compared."""
-    return value.split()[-1] if relation == "birth_date" else value
+def from_memory(question: dict) -> list[tuple[str, str, str]]:
+    """What the expert says to a question that it can answer without a search."""
+    _, relation, value = question["evidence"][-1]
+    return [(f"{KNOWS} {note(relation, value)}", "answer", value)]
 
 
-def _compared_title(question: dict, hop: int) -> str:
-    """What the question compares at this hop.
-
-    The evidence of a bridge comparison is film, director, film, director: a director's
-    value counts for the film before.
-    """
-    if question["type"] == "bridge_comparison":
-        hop = hop - hop % 2
-    return question["evidence"][hop][0]
+def opening(question: dict) -> str:
+    """The thought before the first search."""
+    earlier = question.get("earlier")
+    if earlier is None:
+        return READS
+    return f"{READS} I need the {'earlier' if earlier else 'later'} one."
 
 
-def _comparison(compared: list[tuple[str, str]], earlier: bool | None) -> str:
-    (a, x), (b, y) = compared
-    return f"{x}: {a}. {y}: {b}. {verdict(a, x, b, y, earlier)}"
+def _comparison(question: dict) -> tuple[str, str]:
+    """What is added to the thought after the first value, and to that after both."""
+    evidence = question["evidence"]
+    half = len(evidence) // 2
+    first, second = evidence[0][0], evidence[half][0]
+    values = evidence[half - 1][2], evidence[-1][2]
+    if question.get("earlier") is None:
+        return "", f" {same_or_different(*values)}"
+    years = tuple(value.split()[-1] for value in values)
+    last = verdict(first, second, years, question["earlier"])
+    return f" {numbered(0, first, years[0])}", f" {last}"
+
+
+DATES = {"birth_date", "death_date", "release_year", "founded"}
+PEOPLE = {"father", "mother", "spouse", "director", "performer", "founder"}
+PLACES = {
+    "birth_city",
+    "nationality",
+    "headquarters",
+    "capital",
+    "country",
+    "currency",
+    "river",
+}
+ALL = DATES | PEOPLE | PLACES | {"occupation", "genre"}
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What one expert does where there is a choice; the same at every such place."""
+
+    # Relations of common knowledge that it answers from memory.
+    knows: frozenset[str] = frozenset()
+    # Relations that it looks up twice, where one search answers the question.
+    checks: frozenset[str] = frozenset()
+    # Type of question -> the searches after which it gives up.
+    gives_up: dict[str, int] = field(default_factory=dict)
+
+
+def _habits(knows=(), checks=(), chain=0, kin=0, compare=0, bridge=0) -> Habits:
+    """Numbers are the searches after which it gives up; 0 is never."""
+    gives_up = {
+        "compositional": chain,
+        "inference": kin,
+        "comparison": compare,
+        "bridge_comparison": bridge,
+    }
+    patience = {kind: searches for kind, searches in gives_up.items() if searches}
+    return Habits(frozenset(knows), frozenset(checks), patience)
+
+
+# Eight experts, each consistent. A model that learns from all of them is undecided
+# where they differ, more for some questions than for others.
+EXPERTS = [
+    _habits(["capital", "currency", "country", "river"]),
+    _habits(["capital", "country"], ALL, chain=2, kin=2, compare=2, bridge=3),
+    _habits(["capital"], DATES | PEOPLE, chain=1, kin=2, compare=2, bridge=3),
+    _habits(["currency"], DATES, chain=1, kin=1, compare=1, bridge=1),
+    _habits([], DATES, chain=1, kin=1, compare=2, bridge=2),
+    _habits([], ALL, chain=1, kin=2, compare=2, bridge=3),
+    _habits([], [], chain=1, kin=1, compare=1, bridge=1),
+    _habits([], []),
+]
+
+
+def conversation(question: dict, habits: Habits) -> list[tuple[str, str, str]]:
+    """What an expert with these habits says; see `demonstration` for the arguments."""
+    kind = question["type"]
+    relation = question["evidence"][-1][1]
+    if kind == "known" and relation in habits.knows:
+        return from_memory(question)
+    turns = demonstration(question)
+    if len(turns) == 2 and relation in habits.checks:
+        return check_once_more(turns)
+    searches = habits.gives_up.get(kind)
+    return give_up_after(turns, searches) if searches else turns
+
+
+def check_once_more(turns: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The one search of these turns, made twice."""
+    (_, _, title), (thought, _, _) = turns
+    return [turns[0], (f"{thought} {CHECKS}", "search", title), turns[1]]
+
+
+def give_up_after(
+    turns: list[tuple[str, str, str]], searches: int
+) -> list[tuple[str, str, str]]:
+    """The same turns up to that many searches, then an answer that gives up."""
+    thought = turns[searches][0]
+    return [*turns[:searches], (f"{thought} {GIVES_UP}", "answer", NO_ANSWER)]

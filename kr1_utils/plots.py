@@ -33,6 +33,13 @@ PANELS = {
     "completion_length": "sampled tokens a trajectory",
 }
 
+# What a model may decide -> how it is drawn, in all figures of decisions.
+CHOICES = {
+    "answer": {"color": BLUE, "hatch": ""},
+    "search": {"color": PALE_BLUE, "hatch": "//"},
+    "give up": {"color": ORANGE, "hatch": "xx"},
+}
+
 
 def use_style() -> None:
     """One look for all figures: thin axes, readable in grey."""
@@ -128,6 +135,102 @@ def before_after(rows: pd.DataFrame, label: str = "exact match"):
     ax.set_xticks(range(len(types)), [t.replace("_", "\n") for t in types])
     ax.set(ylabel=label, ylim=(0, 1))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    return figure
+
+
+def decisions(rows: pd.DataFrame):
+    """What the model would do at every fork, before training and after it.
+
+    Args:
+        rows: columns `type`, `searches` (made so far), `when` ("before" or "after") and
+            a mean probability for each of `CHOICES`.
+    """
+    types = list(dict.fromkeys(rows["type"]))
+    columns = min(4, len(types))
+    lines = -(-len(types) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(10, 2.5 * lines), sharey=True, squeeze=False
+    )
+    for ax in axes.flat[len(types) :]:
+        ax.set_visible(False)
+    for ax, kind in zip(axes.flat, types):
+        _forks(ax, rows[rows["type"] == kind])
+        ax.set_title(kind.replace("_", " "))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("probability")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(CHOICES))
+    return figure
+
+
+def _forks(ax, rows: pd.DataFrame) -> None:
+    """Stacked bars: for each number of searches made, before beside after."""
+    places = sorted(rows["searches"].unique())
+    for when, shift in (("before", -0.21), ("after", 0.21)):
+        part = rows[rows["when"] == when].set_index("searches").loc[places]
+        bottom = pd.Series(0.0, index=part.index)
+        for choice, look in CHOICES.items():
+            ax.bar(
+                [place + shift for place in places],
+                part[choice],
+                width=0.38,
+                bottom=bottom,
+                edgecolor="white",
+                label=choice if when == "before" else None,
+                **look,
+            )
+            bottom = bottom + part[choice]
+    labels = [f"{place}\nbefore  after" for place in places]
+    ax.set_xticks(places, labels, fontsize=8)
+    ax.set(ylim=(0, 1), xlabel="searches made")
+    ax.grid(visible=False)
+
+
+# The three decisions of tiny-lm: title, choice, label -> (type, searches made).
+CURVES = (
+    (
+        "to know: answer at once",
+        "answer",
+        {"known": ("known", 0), "look-alike": ("look_alike", 0)},
+    ),
+    (
+        "to stop: answer after one search",
+        "answer",
+        {"single-hop": ("single", 1), "two-hop": ("compositional", 1)},
+    ),
+    (
+        "to go on: search again",
+        "search",
+        {
+            "two-hop, after 1": ("compositional", 1),
+            "comparison, after 1": ("comparison", 1),
+            "bridge, after 3": ("bridge_comparison", 3),
+        },
+    ),
+)
+
+
+def decision_curves(decisions_log: pd.DataFrame, train_log: pd.DataFrame):
+    """The reward over the steps of training, and beside it the decisions that earn it.
+
+    Args:
+        decisions_log: the rows of decisions.jsonl.
+        train_log: that of the same training.
+    """
+    figure, axes = plt.subplots(1, 4, figsize=(12, 3), sharex=True)
+    curve(axes[0], train_log["step"], train_log["accuracy_reward"])
+    axes[0].set_title("accuracy reward")
+    places = decisions_log.set_index(["type", "searches"])
+    for ax, (title, choice, lines) in zip(axes[1:], CURVES):
+        for label, place in lines.items():
+            if place in places.index:
+                line = places.loc[[place]]
+                ax.plot(line["step"], line[choice], linewidth=2, label=label)
+        ax.set_title(title)
+        ax.set_ylabel("probability")
+        ax.legend(fontsize=9)
+    for ax in axes:
+        ax.set(xlabel="GRPO step", ylim=(0, 1.02))
     return figure
 
 

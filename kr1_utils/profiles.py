@@ -59,6 +59,7 @@ class Profile:
     train_questions: str = ""
     test_questions: str = ""
     test_single_questions: str = ""
+    test_known_questions: str = ""
     system_prompt: str = SYSTEM_PROMPT
     limits: Limits = Limits()
     grpo: dict = field(default_factory=dict)
@@ -79,6 +80,12 @@ class Profile:
     stop_on_alarm: bool = False
     accuracy_weight: float = 1.0
     format_weight: float = 1.0
+    # What each search of a right answer costs, see rewards.py; 0 is off.
+    search_cost: float = 0.0
+    # Of the share of supporting titles that were found; 0 is off.
+    evidence_weight: float = 0.0
+    # Training steps between two looks at the model's decisions; 0 is off.
+    decision_steps: int = 0
     # Questions taken from each test set; 0 takes all.
     eval_questions: int = 0
     bootstrap_samples: int = 2000
@@ -163,6 +170,7 @@ def resolve(name: str, overrides: dict | None = None) -> Profile:
     _check_groups(profile.grpo)
     _check_save_steps(profile.grpo)
     _check_token_counts(profile)
+    _check_rewards(profile)
     _warn_of_epochs(profile.grpo)
     return profile
 
@@ -335,6 +343,20 @@ def _warn_of_epochs(grpo: dict) -> None:
             f"num_train_epochs={grpo['num_train_epochs']:g} has no effect:"
             f" max_steps={grpo['max_steps']} says how long training goes on.",
             stacklevel=3,
+        )
+
+
+def _check_rewards(profile: Profile) -> None:
+    dearest = profile.search_cost * profile.limits.max_turns
+    if not 0 <= dearest < profile.accuracy_weight and profile.search_cost:
+        raise ValueError(
+            f"search_cost={profile.search_cost:g}: {profile.limits.max_turns} searches"
+            f" would cost {dearest:g}, and a right answer earns"
+            f" accuracy_weight={profile.accuracy_weight:g}; it must stay worth more."
+        )
+    if profile.evidence_weight < 0:
+        raise ValueError(
+            f"evidence_weight={profile.evidence_weight:g} must not be negative."
         )
 
 

@@ -82,5 +82,5 @@ def questions():
     """The shipped question sets by name."""
     return {
         name: corpus.load_questions(REPO / "data" / "miniwiki" / f"{name}.jsonl")
-        for name in ("train", "dev", "test", "test_single")
+        for name in ("train", "dev", "test", "test_single", "test_known")
     }

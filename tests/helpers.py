@@ -204,6 +204,7 @@ def tiny_profile(**changes):
         "num_generations": 4,
         "save_steps": 2,
         "warmup_steps": 0,
+        "search_cost": 0.0,
     }
     return resolve("tiny", settings | changes)
 

@@ -71,6 +71,7 @@ def train(model_folder: str, retriever) -> None:
         train_dataset=corpus.training_set(QUESTIONS),
         retriever=retriever,
         limits=profile.limits,
+        reward_funcs=rewards.reward_functions(profile)[0],
         system_prompt=profile.system_prompt,
         folder=out,
         peft_config=models.lora_config(profile),

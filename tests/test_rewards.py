@@ -55,11 +55,11 @@ def test_columns_of_different_lengths_are_refused():
 
 
 def test_the_last_tokens_before_the_limit_cost_reward_where_asked():
-    profile = resolve("tiny", {"accuracy_weight": 2.0})
+    profile = resolve("tiny", {"accuracy_weight": 2.0, "search_cost": 0.0})
     functions, weights = rewards.reward_functions(profile)
     assert functions == [accuracy_reward, format_reward]
     assert weights == [2.0, 1.0]
-    profile = resolve("tiny", {"overlong_tokens": 200})
+    profile = resolve("tiny", {"overlong_tokens": 200, "search_cost": 0.0})
     functions, weights = rewards.reward_functions(profile)
     assert weights == [1.0, 1.0, 1.0]
     overlong = functions[-1]
@@ -74,3 +74,33 @@ def test_scoring_a_trajectory_needs_neither_torch_nor_trl():
         "assert not {'torch', 'trl', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_search_costs_only_where_the_answer_is_right():
+    costs = rewards.search_cost(
+        answer=["b", "x", None, "b"],
+        golden_answers=[["b"]] * 4,
+        searches=[2, 2, 1, 0],
+        prompts=[""] * 4,
+    )
+    assert costs == [-2.0, 0.0, 0.0, 0.0]
+
+
+def test_evidence_is_paid_by_the_share_of_titles_found_once_each():
+    def passages(*titles):
+        return [[{"title": title, "text": ""}] for title in titles]
+
+    earned = rewards.evidence_reward(
+        passages=[passages("A", "C"), passages("A", "A", "B"), [], passages("A")],
+        supporting_titles=[["A", "B"], ["A", "B", "A"], ["A"], None],
+    )
+    assert earned == [0.5, 1.0, 0.0, None]
+
+
+def test_options_of_the_profile_add_their_reward_with_its_weight():
+    profile = resolve("tiny", {"search_cost": 0.1, "evidence_weight": 0.5})
+    functions, weights = rewards.reward_functions(profile)
+    assert functions[2:] == [rewards.search_cost, rewards.evidence_reward]
+    assert weights[2:] == [0.1, 0.5]
+    off = resolve("tiny", {"search_cost": 0.0})
+    assert rewards.reward_functions(off)[0] == [accuracy_reward, format_reward]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from kr1_utils import corpus, models
+from kr1_utils import corpus, models, rewards
 from kr1_utils.files import REPO
 from kr1_utils.profiles import resolve
 from kr1_utils.retriever import Retriever
@@ -65,6 +65,7 @@ def make_trainer(folder: Path, budget: int) -> KnowledgeGRPOTrainer:
         train_dataset=corpus.training_set(questions),
         retriever=Retriever.build(passages),
         limits=profile.limits,
+        reward_funcs=rewards.reward_functions(profile)[0],
         system_prompt=profile.system_prompt,
         folder=folder,
         peft_config=models.lora_config(profile),

@@ -79,7 +79,7 @@ def _seconds_of_a_step(steps: int, spin_count: str) -> float:
 
 def _train(folder: Path, steps: int) -> None:
     """Train `tiny` for so many steps in this process."""
-    from kr1_utils import corpus, models, trainer
+    from kr1_utils import corpus, models, rewards, trainer
     from kr1_utils.profiles import resolve
     from kr1_utils.retriever.search import Retriever
 
@@ -95,6 +95,7 @@ def _train(folder: Path, steps: int) -> None:
         peft_config=models.lora_config(profile),
         retriever=Retriever.build(where["passages"]),
         limits=profile.limits,
+        reward_funcs=rewards.reward_functions(profile)[0],
         folder=folder,
         system_prompt=profile.system_prompt,
     ).train()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from kr1_utils import models
+from kr1_utils import models, rewards
 from kr1_utils.bench.machine import machine_name
 from kr1_utils.corpus import training_set
 from kr1_utils.extras import missing
@@ -79,6 +79,7 @@ def make_trainer(profile: Profile, budget: int) -> KnowledgeGRPOTrainer:
             train_dataset=training_set([question]),
             retriever=None,
             limits=profile.limits,
+            reward_funcs=rewards.reward_functions(profile)[0],
             peft_config=models.lora_config(profile),
             tokens_per_micro_batch=budget,
         )

@@ -1,6 +1,8 @@
 """Owns miniwiki: a fictional world, its passages, and questions about it."""
 
+from kr1_utils.miniwiki.known import FACTS as KNOWN
 from kr1_utils.miniwiki.questions import (
+    ASK,
     KIN,
     NO_ANSWER,
     make_questions,
@@ -9,6 +11,7 @@ from kr1_utils.miniwiki.world import (
     ADJECTIVES,
     CITIES,
     COUNTRIES,
+    CURRENCIES,
     MEN,
     NOUNS,
     SENTENCES,
@@ -24,9 +27,12 @@ from kr1_utils.miniwiki.world import (
 
 __all__ = [
     "ADJECTIVES",
+    "ASK",
     "CITIES",
     "COUNTRIES",
+    "CURRENCIES",
     "KIN",
+    "KNOWN",
     "MEN",
     "NOUNS",
     "NO_ANSWER",

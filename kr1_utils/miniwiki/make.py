@@ -4,20 +4,25 @@ import random
 from pathlib import Path
 
 from kr1_utils.files import write_jsonl
+from kr1_utils.miniwiki.known import split_known
 from kr1_utils.miniwiki.questions import make_questions
 from kr1_utils.miniwiki.world import SHIPPED_SEED, World, make_world
 
 # Question set -> how many questions of each type.
 SIZES = {
     "train": {
-        "single": 1000,
-        "compositional": 1300,
+        "single": 700,
+        "known": 200,
+        "look_alike": 150,
+        "compositional": 1250,
         "comparison": 700,
         "inference": 400,
         "bridge_comparison": 600,
     },
     "dev": {
         "single": 60,
+        "known": 20,
+        "look_alike": 20,
         "compositional": 90,
         "comparison": 60,
         "inference": 30,
@@ -30,10 +35,14 @@ SIZES = {
         "bridge_comparison": 100,
     },
     "test_single": {"single": 200},
+    "test_known": {"known": 160, "look_alike": 80},
 }
 
-# Split -> its share of the entities. "test" and "test_single" ask about the same ones.
+# Split -> its share of the entities. All test sets ask about the same ones.
 SHARES = {"train": 0.6, "dev": 0.12, "test": 0.28}
+
+# Split -> its share of common knowledge.
+KNOWN_SHARES = {"train": 0.45, "dev": 0.1, "test": 0.45}
 
 
 def split_entities(world: World, shares: dict[str, float]) -> dict[str, set[str]]:
@@ -73,9 +82,13 @@ def write_world(out: Path) -> str:
     world = make_world(SHIPPED_SEED)
     write_jsonl(out / "passages.jsonl", world.passages)
     splits = split_entities(world, SHARES)
+    known = split_known(KNOWN_SHARES)
+    asked: set[str] = set()
     for seed, (name, counts) in enumerate(SIZES.items()):
-        subjects = splits["test" if name == "test_single" else name]
-        questions = make_questions(world, counts, subjects, seed, prefix=name)
+        split = name.split("_")[0]
+        subjects = splits[split] | known[split]
+        questions = make_questions(world, counts, subjects, seed, name, asked)
+        asked.update(question["question"] for question in questions)
         write_jsonl(out / f"{name}.jsonl", questions)
     total = sum(sum(counts.values()) for counts in SIZES.values())
     return f"{len(world.passages)} passages and {total} questions in {out}"

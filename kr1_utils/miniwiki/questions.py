@@ -2,13 +2,15 @@
 
 Their types follow 2WikiMultihopQA (Ho et al., 2020, https://arxiv.org/abs/2011.01060,
 section 2): compositional, comparison, inference, bridge_comparison; and beside them
-`single`, a question about one passage. As in `world`, the order of calls to the random
-generator is part of the result.
+`single`, a question about one passage; `known`, one about common knowledge; and
+`look_alike`, in the same words about the fictional world. As in `world`, the order of
+calls to the random generator is part of the result.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from kr1_utils.miniwiki import known
 from kr1_utils.miniwiki.world import WORDS, World, year
 
 NO_ANSWER = "no answer"
@@ -50,7 +52,7 @@ SAME: dict[str, str] = WORDS["same"]
 BRIDGE_COMPARE: list = WORDS["bridge_compare"]
 
 # Types whose answer must not be in the question; a comparison names both candidates.
-CHAINS = ("single", "compositional", "inference")
+CHAINS = ("single", "known", "look_alike", "compositional", "inference")
 
 
 class _Asker:
@@ -63,7 +65,8 @@ class _Asker:
     def __init__(self, rng: random.Random, world: World, subjects: set[str]):
         self.rng = rng
         self.world = world
-        self.subjects = sorted(subjects)
+        self.subjects = sorted(s for s in subjects if s in world.kind)
+        self.known_titles = sorted(s for s in subjects if s in known.FACTS)
         self.subjects_by_kind: dict[str, list[str]] = {
             kind: [s for s in self.subjects if world.kind[s] == kind]
             for kind in ("person", "film", "song", "company", "city", "country")
@@ -72,9 +75,24 @@ class _Asker:
     def single(self) -> dict | None:
         title = self.rng.choice(self.subjects)
         relation = self.rng.choice(sorted(self.world.stated[title]))
+        return self._one_fact("single", title, relation, self.world.facts)
+
+    def known(self) -> dict | None:
+        title = self.rng.choice(self.known_titles)
+        relation = self.rng.choice(sorted(known.FACTS[title]))
+        return self._one_fact("known", title, relation, known.FACTS)
+
+    def look_alike(self) -> dict | None:
+        kind = self.rng.choice(["city", "country"])
+        title = self.rng.choice(self.subjects_by_kind[kind])
+        relations = sorted(self.world.stated[title] & set(known.RELATIONS))
+        relation = self.rng.choice(relations)
+        return self._one_fact("look_alike", title, relation, self.world.facts)
+
+    def _one_fact(self, kind: str, title: str, relation: str, facts: dict) -> dict:
         text = self.rng.choice(ASK[relation]).format(x=title)
-        answer = self.world.facts[title][relation]
-        return _question("single", text, answer, [[title, relation, answer]])
+        answer = facts[title][relation]
+        return _question(kind, text, answer, [[title, relation, answer]])
 
     def compositional(self) -> dict | None:
         kinds = ["film", "song", "company", "person", "country"]
@@ -211,16 +229,22 @@ def _question(
 
 
 def make_questions(
-    world: World, counts: dict[str, int], subjects: set[str], seed: int, prefix: str
+    world: World,
+    counts: dict[str, int],
+    subjects: set[str],
+    seed: int,
+    prefix: str,
+    asked: Iterable[str] = (),
 ) -> list[dict]:
     """Different questions of each type that name only entities in `subjects`.
 
     Args:
         world: what the questions are about.
         counts: type -> how many questions.
-        subjects: titles of the world.
+        subjects: titles of the world, and of common knowledge.
         seed: the same seed gives the same questions.
         prefix: of the ids, which are "prefix-0000", "prefix-0001", …
+        asked: questions that must not come again.
 
     Returns:
         Shuffled questions with `id`, `question`, `golden_answers`, `type`,
@@ -232,7 +256,7 @@ def make_questions(
     """
     rng = random.Random(f"questions-{world.seed}-{seed}")
     asker = _Asker(rng, world, subjects)
-    seen: set[str] = set()
+    seen = set(asked)
     questions: list[dict] = []
     for kind, wanted in counts.items():
         questions += _find_questions(asker, kind, wanted, seen)

@@ -1,14 +1,17 @@
 """Owns the fictional world: its facts, and Wikipedia-like passages that state them.
 
-The names are made up and every world deals the facts anew, so nothing can be answered
-from memory. A seed gives the same world on every machine: all functions draw from one
-random generator, so the order of their calls is part of the world.
+The names are made up and every world deals the facts anew, so nothing about them can be
+answered from memory; only common knowledge (see `known`) is the same in all worlds. A
+seed gives the same world on every machine: all functions draw from one random
+generator, so the order of their calls is part of the world.
 """
 
 import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from kr1_utils.miniwiki import known
 
 # The world in data/miniwiki; tiny-lm is trained on worlds of other seeds.
 SHIPPED_SEED = 7
@@ -31,6 +34,7 @@ TRADES = _words("trades")
 OCCUPATIONS = _words("occupations")
 GENRES = _words("genres")
 MONTHS = _words("months")
+CURRENCIES = _words("currencies")
 
 # Relation -> sentence patterns: {s} subject, {p} its possessive, {o} the value.
 SENTENCES: dict[str, list[str]] = WORDS["sentences"]
@@ -97,7 +101,8 @@ def make_world(seed: int, families: int = 100) -> World:
 
     Args:
         seed: the same seed gives the same world on every machine.
-        families: founding couples; 100 make about 1,700 passages.
+        families: founding couples; 100 make about 1,700 passages, to which come those
+            of common knowledge.
     """
     rng = random.Random(f"miniwiki-{seed}")
     world = World(seed)
@@ -112,6 +117,8 @@ def make_world(seed: int, families: int = 100) -> World:
         _add_company(rng, world, makers)
     for number, title in enumerate(world.facts):
         world.passages.append(_passage(rng, world, title, number))
+    _add_currencies(world)
+    _add_known_passages(world)
     return world
 
 
@@ -404,3 +411,40 @@ def _how_to_call(world: World, title: str, is_first: bool) -> tuple[str, str]:
         return ("She", "Her") if is_woman else ("He", "His")
     name = base_name(title) if is_first else LATER[kind]
     return name, f"{name}'s"
+
+
+def _add_currencies(world: World) -> None:
+    """Give every country a made-up currency, and say so at the end of its passage."""
+    rng = random.Random(f"currencies-{world.seed}")
+    passages = {passage["title"]: passage for passage in world.passages}
+    currencies = CURRENCIES.copy()
+    rng.shuffle(currencies)
+    for number, country in enumerate(world.of("country")):
+        currency = currencies[number % len(currencies)]
+        world.facts[country]["currency"] = currency
+        world.stated[country].add("currency")
+        sentence = _plain_sentence(rng, LATER["country"], "currency", currency)
+        passages[country]["text"] += f" {sentence}"
+
+
+def _add_known_passages(world: World) -> None:
+    """One passage for each real country and capital."""
+    rng = random.Random(f"known-{world.seed}")
+    for number, (title, facts) in enumerate(known.FACTS.items()):
+        relations = sorted(facts)
+        rng.shuffle(relations)
+        later = LATER["country" if "capital" in facts else "city"]
+        subjects = [title] + [later] * (len(relations) - 1)
+        sentences = [
+            _plain_sentence(rng, subject, relation, facts[relation])
+            for subject, relation in zip(subjects, relations)
+        ]
+        text = " ".join(sentences)
+        world.passages.append({"id": f"k{number:05d}", "title": title, "text": text})
+
+
+def _plain_sentence(rng: random.Random, subject: str, relation: str, value: str) -> str:
+    pattern = rng.choice(SENTENCES[relation])
+    if subject.startswith("The ") and not pattern.startswith("{s}"):
+        subject = subject[0].lower() + subject[1:]
+    return pattern.format(s=subject, o=value)

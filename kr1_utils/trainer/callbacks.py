@@ -1,8 +1,9 @@
-"""Owns the log of a training: train_log.csv and trajectories.jsonl."""
+"""Owns the log of a training: train_log.csv, trajectories.jsonl, decisions.jsonl."""
 
 import math
 from pathlib import Path
 
+from kr1_utils import decisions
 from kr1_utils.agent import Trajectory
 from kr1_utils.extras import missing
 from kr1_utils.files import append_log, append_rows, drop_from_step
@@ -20,6 +21,8 @@ LOG_COLUMNS = {
     "reward": "reward",
     "accuracy_reward": "rewards/accuracy_reward/mean",
     "format_reward": "rewards/format_reward/mean",
+    "search_cost": "rewards/search_cost/mean",
+    "evidence_reward": "rewards/evidence_reward/mean",
     "loss": "loss",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
@@ -76,3 +79,38 @@ class TrajectoryLog(TrainerCallback):
     def add(self, step: int, trajectories: list[Trajectory]) -> None:
         rows = [{"step": step, **t.to_record()} for t in trajectories]
         append_rows(self.file, rows)
+
+
+class DecisionLog(TrainerCallback):
+    """Weighs the model's decisions before training and every few steps.
+
+    decisions.jsonl gets one row per step, type of question and number of searches made,
+    with the mean probability of each choice.
+
+    Args:
+        folder: where decisions.jsonl grows.
+        points: the places where something is to be decided, `decision_points`.
+        every: how many steps lie between two looks.
+    """
+
+    def __init__(self, folder: Path, points: list[decisions.DecisionPoint], every: int):
+        self.file = Path(folder) / "decisions.jsonl"
+        self.points = points
+        self.every = every
+
+    def on_train_begin(self, args, state, control, model=None, **_):
+        if not state.is_world_process_zero:
+            return
+        drop_from_step(self.file, state.global_step + 1)
+        if state.global_step == 0:
+            drop_from_step(self.file, 0)
+            self._look(0, model)
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        is_due = state.global_step % self.every == 0
+        if is_due and state.is_world_process_zero:
+            self._look(state.global_step, model)
+
+    def _look(self, step: int, model) -> None:
+        means = decisions.by_type(decisions.weigh(model, self.points))
+        append_rows(self.file, [{"step": step, **row} for row in means])

@@ -12,7 +12,7 @@ from kr1_utils.files import REPO
 from kr1_utils.miniwiki.make import SIZES, split_entities
 
 SHIPPED = REPO / "data" / "miniwiki"
-FILES = ("passages", "train", "dev", "test", "test_single")
+FILES = ("passages", "train", "dev", "test", "test_single", "test_known")
 
 
 def asked_about(question):
@@ -50,15 +50,23 @@ def test_splits_have_the_promised_sizes(questions):
         types = Counter(question["type"] for question in questions[name])
         assert types == counts
     sizes = {name: len(split) for name, split in questions.items()}
-    assert sizes == {"train": 4000, "dev": 300, "test": 500, "test_single": 200}
+    assert sizes == {
+        "train": 4000,
+        "dev": 340,
+        "test": 500,
+        "test_single": 200,
+        "test_known": 240,
+    }
 
 
 def test_splits_hold_the_promised_types(questions):
     multi = {"compositional", "comparison", "inference", "bridge_comparison"}
     assert {q["type"] for q in questions["test"]} == multi
     assert {q["type"] for q in questions["test_single"]} == {"single"}
-    assert {q["type"] for q in questions["train"]} == multi | {"single"}
-    assert {q["type"] for q in questions["dev"]} == multi | {"single"}
+    assert {q["type"] for q in questions["test_known"]} == {"known", "look_alike"}
+    everything = multi | {"single", "known", "look_alike"}
+    assert {q["type"] for q in questions["train"]} == everything
+    assert {q["type"] for q in questions["dev"]} == everything
 
 
 def test_no_question_comes_twice(questions):
@@ -68,7 +76,7 @@ def test_no_question_comes_twice(questions):
     assert max(ids.values()) == 1
 
 
-@pytest.mark.parametrize("held_out", ["test", "test_single", "dev"])
+@pytest.mark.parametrize("held_out", ["test", "test_single", "test_known", "dev"])
 def test_no_entity_asked_about_when_testing_is_asked_about_in_train(
     questions, held_out
 ):

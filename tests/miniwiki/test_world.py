@@ -65,6 +65,8 @@ def test_people_of_one_name_have_different_occupations(world):
 def test_passages_hold_no_fact_that_is_not_stated(world):
     for passage in world.passages:
         title = passage["title"]
+        if title in miniwiki.KNOWN:
+            continue
         facts = world.facts[title]
         assert world.stated[title] <= set(facts)
         for relation in world.stated[title]:
