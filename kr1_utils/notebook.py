@@ -3,6 +3,7 @@
 import ast
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,6 +11,9 @@ from tqdm import tqdm
 from kr1_utils.corpus import locate_files
 from kr1_utils.files import REPO, data_folder, display_path, expand_home
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
+
+# In the folder of a run: the model that A3 makes.
+COLD_START_MODEL = Path("cold_start", "model")
 
 
 def start() -> None:
@@ -51,6 +55,32 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
     locate_files(profile, data)
     out = out or data_folder() / "runs" / profile.name
     return profile, _make_output_folder(Path(out))
+
+
+def after_cold_start(profile: Profile, out: Path) -> Profile:
+    """The profile with the model that its cold start has made, if it has one.
+
+    Args:
+        out: the folder of the run, where A3 leaves that model.
+
+    Raises:
+        FileNotFoundError: if the cold start has not been run, or its folder is not
+            there.
+    """
+    if not profile.cold_start:
+        return profile
+    if isinstance(profile.cold_start, str):
+        folder = Path(expand_home(profile.cold_start, "cold_start"))
+        advice = f"cold_start={profile.cold_start} is no folder of a model."
+    else:
+        folder = out / COLD_START_MODEL
+        advice = (
+            f"{display_path(folder)} is not there: run A3_cold_start first, or set"
+            " cold_start to the folder of a model that it made earlier."
+        )
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(advice)
+    return replace(profile, model=str(folder.resolve()))
 
 
 def _check_names(parameters: dict) -> None:

@@ -6,6 +6,7 @@ Their values are in profiles.toml; a table added there is a profile too.
 import math
 import os
 import tomllib
+import typing
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -93,10 +94,17 @@ class Profile:
     pretrain_worlds: int = 150
     # A1: updates.
     pretrain_steps: int = 5600
+    # Whether GRPO starts from a model that A3 has taught the format; text is the folder
+    # of such a model, made earlier.
+    cold_start: bool | str = False
     # A3: supervised updates.
     cold_start_steps: int = 60
     # A3: conversations per update.
     cold_start_batch: int = 4
+
+
+# Field of a profile -> its type.
+FIELD_TYPES = typing.get_type_hints(Profile)
 
 
 def read_profiles(file: Path) -> tuple[dict[str, Profile], dict[str, str]]:
@@ -221,7 +229,8 @@ def _override(profile: Profile, overrides: dict) -> Profile:
     for key, value in overrides.items():
         label = f"Override {key}"
         if key in fields:
-            fields[key] = grpo_arguments.converted(value, type(fields[key]), label)
+            annotation = FIELD_TYPES[key]
+            fields[key] = grpo_arguments.converted(value, annotation, label)
         elif key in limits:
             limits[key] = grpo_arguments.converted(value, type(limits[key]), label)
         else:

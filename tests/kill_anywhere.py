@@ -25,9 +25,10 @@ from pathlib import Path
 
 from kr1_utils.files import REPO
 from kr1_utils.notebook import progress
-from kr1_utils.reproduce import STAGES
+from kr1_utils.profiles import PROFILES
+from kr1_utils.reproduce.stages import stages_of
 
-NUMBERS = [stage.number for stage in STAGES]
+NUMBERS = [stage.number for stage in stages_of(PROFILES["tiny"])]
 SETTINGS = {
     "max_steps": 6,
     "save_steps": 2,

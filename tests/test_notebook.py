@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kr1_utils import notebook
+from kr1_utils import notebook, profiles
 from kr1_utils.files import REPO
 
 
@@ -201,3 +201,28 @@ def test_start_silences_the_warning_about_progress_bars_and_importing_does_not()
     not_started = warnings_of_a_notebook()
     assert not_started["harmless"]
     assert any("IProgress not found" in text for text in not_started["said"])
+
+
+def test_a_run_without_a_cold_start_keeps_its_model(tmp_path):
+    tiny = profiles.resolve("tiny")
+    assert notebook.after_cold_start(tiny, tmp_path) is tiny
+
+
+def test_a_run_with_a_cold_start_goes_on_from_the_model_it_made(tmp_path):
+    profile = profiles.resolve("tiny", {"cold_start": True})
+    with pytest.raises(FileNotFoundError, match="run A3_cold_start first"):
+        notebook.after_cold_start(profile, tmp_path)
+    folder = tmp_path / notebook.COLD_START_MODEL
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert notebook.after_cold_start(profile, tmp_path).model == str(folder.resolve())
+
+
+def test_the_folder_of_an_earlier_cold_start_can_be_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    profile = profiles.resolve("tiny", {"cold_start": str(tmp_path)})
+    model = notebook.after_cold_start(profile, tmp_path / "out").model
+    assert model == str(tmp_path.resolve())
+    elsewhere = profiles.resolve("tiny", {"cold_start": "not/there"})
+    with pytest.raises(FileNotFoundError, match="cold_start=not/there is no folder"):
+        notebook.after_cold_start(elsewhere, tmp_path)

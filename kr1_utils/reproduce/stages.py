@@ -1,5 +1,7 @@
 """Owns the whole run: the notebooks 01–05 in order, finished ones skipped.
 
+Where a cold start belongs to the profile, A3 runs behind 01.
+
 Each notebook is a `Stage`. When it has run to its end, OUT/.done/<number>.json notes
 how long it took and a stamp: one hash of everything the notebook depends on. A stage
 with the same stamp, whose files are still there, is not run again.
@@ -16,8 +18,8 @@ from filelock import FileLock, Timeout
 
 from kr1_utils.corpus import locate_files
 from kr1_utils.files import expand_home, in_repository, shipped, write_text
-from kr1_utils.notebook import index_folder, setup
-from kr1_utils.profiles import Profile
+from kr1_utils.notebook import COLD_START_MODEL, index_folder, setup
+from kr1_utils.profiles import Profile, resolve
 from kr1_utils.reproduce.accelerate import Spread, launch
 from kr1_utils.reproduce.papermill import run_notebook
 from kr1_utils.retriever.build import fingerprint
@@ -28,7 +30,8 @@ class Stage:
     """One notebook of the run.
 
     Attributes:
-        number: "01" to "05"; OUT/<number>.ipynb is the notebook once it has run.
+        number: "01" to "05", or "A3"; OUT/<number>.ipynb is the notebook once it has
+            run.
         notebook: its name in notebooks/, without the ending.
         outputs: what it must have left in OUT to be complete, besides the index.
         invalidates: stages that show what this one makes, and so are outdated when it
@@ -47,8 +50,15 @@ TRAINING = Stage(
     outputs=("train_log.csv", "trajectories.jsonl", "checkpoint"),
     invalidates=("04", "05"),
 )
+COLD_START = Stage(
+    "A3",
+    "A3_cold_start",
+    outputs=(str(COLD_START_MODEL), "cold_start_log.csv"),
+    invalidates=("02", "03", "04", "05"),
+)
 STAGES = (
     Stage("01", "01_build_index", outputs=("retrieval.json",)),
+    COLD_START,
     Stage("02", "02_agent_loop"),
     TRAINING,
     Stage("04", "04_evaluate", outputs=("predictions.jsonl", "summary.json")),
@@ -95,7 +105,8 @@ def reproduce(request: Request) -> dict:
         RuntimeError: if a notebook fails; the same request goes on from there.
         ImportError: without the extra [notebooks].
     """
-    _check_only(request.only)
+    stages = stages_of(resolve(request.profile, request.overrides))
+    _check_only(request.only, stages)
     # Where the package is installed alone, it says here that there are no notebooks.
     shipped("notebooks")
     parameters = {
@@ -110,7 +121,7 @@ def reproduce(request: Request) -> dict:
     parameters = _with_absolute_paths(parameters)
     with _acquire_lock(out):
         current_stamp = _stamp_of_inputs(profile, parameters["DATA"])
-        for stage in STAGES:
+        for stage in stages:
             stage_spread = spread if stage is TRAINING else None
             current_stamp = stamp(stage, current_stamp, parameters, stage_spread)
             if request.only not in (None, stage.number):
@@ -126,6 +137,15 @@ def reproduce(request: Request) -> dict:
             if stage is TRAINING:
                 _remove_training_state(out, profile.grpo["max_steps"])
         return _add_seconds(out)
+
+
+def stages_of(profile: Profile) -> list[Stage]:
+    """The stages of a profile's run; A3 only where it has to make a cold start."""
+    return [
+        stage
+        for stage in STAGES
+        if stage is not COLD_START or profile.cold_start is True
+    ]
 
 
 def stamp(
@@ -217,9 +237,9 @@ def show(summary: dict) -> str:
     return table.to_string(float_format="{:.3f}".format, na_rep="–")
 
 
-def _check_only(only: str | None) -> None:
+def _check_only(only: str | None, stages: list[Stage]) -> None:
     """Refuse the number of a notebook that is not part of the run."""
-    numbers = [stage.number for stage in STAGES]
+    numbers = [stage.number for stage in stages]
     if only is not None and only not in numbers:
         raise ValueError(f"No notebook {only!r}: choose one of {', '.join(numbers)}.")
 
