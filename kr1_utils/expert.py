@@ -146,7 +146,7 @@ EXPERTS = [
     _habits(["currency"], DATES, chain=1, kin=1, compare=1, bridge=1),
     _habits([], DATES, chain=1, kin=1, compare=2, bridge=2),
     _habits([], ALL, chain=1, kin=2, compare=2, bridge=3),
-    _habits([], [], chain=1, kin=1, compare=1, bridge=1),
+    _habits([], DATES, chain=1, kin=1, compare=1, bridge=1),
     _habits([], []),
 ]
 
