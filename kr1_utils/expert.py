@@ -1,4 +1,4 @@
-"""Owns the rule-following expert: what it would say to questions whose evidence is known.
+"""Owns the rule-following expert: what it would say where the evidence is known.
 
 It answers miniwiki's questions in the few words that tiny-lm knows, and mined ones
 (`kr1 mine`) in English sentences. Both have one shape, `demonstration`.

@@ -1,4 +1,4 @@
-"""Owns mining: questions with evidence, made by rule out of the passages of a corpus."""
+"""Owns mining: questions with evidence, made by rule out of a corpus."""
 
 from kr1_utils.mining.facts import Fact, Facts, find_facts
 from kr1_utils.mining.questions import make_questions

@@ -25,9 +25,7 @@ ALSO: dict[str, list[str]] = {
 
 # A state or province -> its country.
 _PART_OF: dict[str, str] = {
-    part: country
-    for country, parts in _DATA["parts"].items()
-    for part in _split(parts)
+    part: country for country, parts in _DATA["parts"].items() for part in _split(parts)
 }
 
 

@@ -1,5 +1,6 @@
-"""Owns the facts of a corpus: what its leads say, merged by title and linked by name."""
+"""Owns the facts of a corpus: what leads say, merged by title and linked by name."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -151,7 +152,8 @@ def _fact(lead: Lead, relation: str, value: str | Date) -> Fact:
     elif relation.endswith("_place"):
         forms = [value.split(",")[0], value]
     else:
-        forms = [value]
+        # Nicknames stand in quotation marks.
+        forms = [re.sub(r"[\"“”]", "", value)]
     forms = list(dict.fromkeys(forms))
     return Fact(lead.title, relation, forms[0], (lead.passage_id,), tuple(forms), date)
 

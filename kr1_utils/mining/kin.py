@@ -1,4 +1,4 @@
-"""Owns who is related to whom: parents, spouses, brothers and sisters, as leads say it."""
+"""Owns who is related to whom: parents, spouses, brothers and sisters."""
 
 import re
 from collections import Counter, defaultdict
@@ -30,9 +30,7 @@ _OTHERS = (
     r"|said|claimed|supposed|reputed|friend|successor|descendant|not|grand\w+)\b)"
 )
 _TO_KIN = rf"(?:{_OTHERS}[^.;()]){{0,110}}?"
-_CHILD = re.compile(
-    rf"{_TO_KIN}(?<![\w-])(?:son|daughter|child) (?:born )?(?:of|to) "
-)
+_CHILD = re.compile(rf"{_TO_KIN}(?<![\w-])(?:son|daughter|child) (?:born )?(?:of|to) ")
 _SIBLING = re.compile(rf"{_TO_KIN}(?<![\w-])(?:brother|sister) of ")
 _HIS_SIBLING = re.compile(r"(?:His|Her) (?:\w+ )?(?:brother|sister) (?:is|was) ")
 _TO_MARRIED = (
@@ -92,7 +90,7 @@ class Genders:
                 self._by_first_name[name] = gender
 
     def of_title(self, title: str) -> str:
-        """"m", "f", or "" where it is not known."""
+        """ "m", "f", or "" where it is not known."""
         return self._by_title.get(title, "")
 
     def of_name(self, name: str, profession: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Owns titles: what they are called in questions, and the one title that a name fits."""
+"""Owns titles: what questions call them, and the one title that a name fits."""
 
 import re
 import unicodedata

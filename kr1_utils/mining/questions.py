@@ -155,7 +155,11 @@ class _Asker:
             if not bridge or relation == "spouse":
                 return None
         phrase = self._one_of(wording.BRIDGES[bridge], x=as_asked(first.title))
-        text = self._one_of(wording.ASK[relation], x=phrase)
+        forms = wording.ASK[relation]
+        if phrase.startswith("the "):
+            # "The father of A's mother" may be two persons.
+            forms = [form for form in forms if "{x}'s" not in form]
+        text = self._one_of(forms, x=phrase)
         steps = [(first, as_asked(first.title)), (second, first.value)]
         kind = f"{bridge} {relation}"
         answers = _answers(second, relation)
@@ -209,7 +213,9 @@ class _Asker:
             ("lifespan", "person"),
             ("release_year", "film"),
         ):
-            steps_of = self._lifespan if relation == "lifespan" else self._step(relation)
+            steps_of = (
+                self._lifespan if relation == "lifespan" else self._step(relation)
+            )
             forms = wording.COMPARE[relation]
             made += self._which("comparison", relation, kind, steps_of, forms)
         for relation, kind, forms in (
@@ -256,7 +262,9 @@ class _Asker:
         if not passage_ids:
             return []
         value = f"{birth.year}–{death.year}"
-        return [(Fact(title, "lifespan", value, passage_ids, (value,)), as_asked(title))]
+        return [
+            (Fact(title, "lifespan", value, passage_ids, (value,)), as_asked(title))
+        ]
 
     def _which(
         self,

@@ -8,21 +8,26 @@ MONTHS = (
     "|December"
 )
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Small words inside the name of a person, and of a place.
-NAME_LINKS = frozenset(
+NAME_LINKS = _words(
     "of de da di do du dos das del della der den van von zu zum ter ten la le el al bin"
-    " ibn bint y e och af av no von".split()
+    " ibn bint y e och af av no"
 )
-PLACE_LINKS = frozenset(
+PLACE_LINKS = _words(
     "of de da di do du dos das del della der den la le les el upon sur sous unter am an"
-    " im bei ob nad y e".split()
+    " im bei ob nad y e"
 )
 
 # They begin a sentence or a heading, and are no part of the name before them.
-_BEGINNINGS = frozenset(
+_BEGINNINGS = _words(
     "He She It They His Her Its Their The This In On At After As When While During From"
     " Since Early Life Career Biography Background Family Personal Plot Cast Death"
-    " Filmography Selected External References".split()
+    " Filmography Selected External References"
 )
 _ABBREVIATION = re.compile(
     r"(?:\w\.)+|(?:St|Ste|Mt|Ft|Dr|Mr|Mrs|Ms|Jr|Sr|Rev|Gen|Lt|Col|Capt|Sgt|Prof)\."

@@ -1,4 +1,4 @@
-"""Owns `kr1 mine`: from a corpus to a folder of questions, with statistics and licence."""
+"""Owns `kr1 mine`: from a corpus to a folder of questions, statistics and licence."""
 
 import json
 import random
@@ -30,12 +30,12 @@ They were made by rule from the passages of `{corpus}`. Names, dates and places 
 are taken from those passages.
 
 If the passages are Wikipedia's, their text is available under the Creative Commons
-Attribution-ShareAlike licence (CC BY-SA, https://creativecommons.org/licenses/by-sa/4.0/;
-older dumps: 3.0), and so is what was taken from it: share these files only under that
-licence, and name Wikipedia and its authors as the source. The article behind a question
-is found by the titles in `supporting_titles`, at https://en.wikipedia.org/wiki/TITLE,
-whose history lists its authors. The files were changed: facts were taken out of the text
-and put into sentences of our own.
+Attribution-ShareAlike licence (CC BY-SA 4.0; older dumps 3.0;
+https://creativecommons.org/licenses/by-sa/4.0/), and so is what was taken from it: share
+these files only under that licence, and name Wikipedia and its authors as the source.
+`supporting_titles` names the articles behind a question: the history of
+https://en.wikipedia.org/wiki/TITLE lists the authors. What was changed: facts were taken
+out of the text and put into sentences of our own.
 
 The kinds of questions follow 2WikiMultihopQA (Ho et al., 2020, Apache-2.0). None of its
 questions is in these files.
@@ -165,7 +165,9 @@ def _deal_dev(facts: Facts, free: set[str], seed: int) -> set[str]:
     for title in sorted(free):
         groups.setdefault(find(title), []).append(title)
     largest_first = sorted(groups.values(), key=len, reverse=True)
-    small = [group for group in largest_first if len(group) <= len(free) * DEV_SHARE / 8]
+    small = [
+        group for group in largest_first if len(group) <= len(free) * DEV_SHARE / 8
+    ]
     random.Random(f"dev-{seed}").shuffle(small)
     dev: set[str] = set()
     for group in small:
