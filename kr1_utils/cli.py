@@ -66,6 +66,7 @@ def _parser() -> _Parser:
     _add_memory(commands)
     _add_bench(commands)
     _add_miniwiki(commands)
+    _add_mine(commands)
     _add_figures(commands)
     return parser
 
@@ -428,7 +429,7 @@ def _bench(arguments) -> None:
     run(arguments)
 
 
-# --- miniwiki, figures ---
+# --- miniwiki, mine, figures ---
 
 
 def _add_miniwiki(commands) -> None:
@@ -453,6 +454,36 @@ def _miniwiki(arguments) -> None:
     if folder is None:
         folder = shipped("data/miniwiki")
     print(write_world(folder))
+
+
+def _add_mine(commands) -> None:
+    parser = _add_command(
+        commands,
+        "mine",
+        "make questions to train on from the passages of a corpus",
+        "kr1 mine --corpus passages.jsonl --out mined --without questions.jsonl",
+        "Facts are read out of passages in the style of Wikipedia's first paragraphs.",
+    )
+    parser.set_defaults(call=_mine, interrupted="Interrupted: nothing was written.")
+    parser.add_argument(
+        "--corpus", required=True, help="a file of passages, with id, title and text"
+    )
+    parser.add_argument("--out", type=_path, required=True, help="folder for outputs")
+    parser.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="QUESTIONS",
+        help="leave out whatever names a title that these questions name",
+    )
+    parser.add_argument("--seed", type=int, default=42, help="42 if not given")
+
+
+def _mine(arguments) -> None:
+    from kr1_utils.mining import mine
+
+    said = mine(arguments.corpus, arguments.out, arguments.without, arguments.seed)
+    print(said)
 
 
 def _add_figures(commands) -> None:

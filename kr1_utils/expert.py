@@ -1,10 +1,28 @@
-"""Owns the rule-following expert: what it would say to each question of miniwiki."""
+"""Owns the rule-following expert: what it would say where the evidence is known.
+
+It answers miniwiki's questions in the few words that tiny-lm knows, and mined ones
+(`kr1 mine`) in English sentences. Both have one shape, `demonstration`.
+"""
 
 from dataclasses import dataclass, field
 
 from kr1_utils.miniwiki import NO_ANSWER
 
+Turn = tuple[str, str, str]
+
 COMPARISONS = ("comparison", "bridge_comparison")
+
+# Relation of a mined question -> what the expert calls it.
+_CALLED = {
+    "birth_date": "date of birth",
+    "death_date": "date of death",
+    "birth_place": "place of birth",
+    "death_place": "place of death",
+    "release_year": "year",
+    "citizenship": "nationality",
+    "located_in": "country",
+    "lifespan": "life",
+}
 
 # How a thought goes on, or begins, where there is something to decide.
 KNOWS = "I know it."
@@ -47,19 +65,43 @@ def note(relation: str, value: str) -> str:
     return f"The {relation.replace('_', ' ')} is {value}."
 
 
-def demonstration(question: dict) -> list[tuple[str, str, str]]:
-    """What a patient expert would say to a question of miniwiki.
+def demonstration(question: dict) -> list[Turn]:
+    """What a patient expert would say to a question of miniwiki, or to a mined one.
 
-    The expert searches each title of the evidence in turn, notes what it read, and
-    answers. Of two things that are compared it says at first which one it looks for.
+    The expert searches for each step of the evidence in turn, notes what it read, and
+    answers.
 
     Args:
         question: with `type`, `golden_answers` and `evidence`, a list of [title,
-            relation, value]; of a comparison of years also `earlier`.
+            relation, value]; of a comparison of years also `earlier`. A mined question
+            has `queries` and, of a comparison, `compared` as well.
 
     Returns:
         One (thought, "search" or "answer", content) per turn.
     """
+    if "queries" in question:
+        return _mined(question)
+    return _miniwiki(question)
+
+
+def scripts(questions: list[dict], render) -> dict[str, list[str]]:
+    """The expert's turns by the text of a question, as `agent.ScriptedEngine` takes
+    them.
+
+    Args:
+        render: makes the text of a turn, such as `protocol.render_turn`.
+    """
+    return {
+        question["question"]: [render(*turn) for turn in demonstration(question)]
+        for question in questions
+    }
+
+
+# --- miniwiki ---
+
+
+def _miniwiki(question: dict) -> list[Turn]:
+    """Of two things that are compared it says at first which one it looks for."""
     evidence = question["evidence"]
     thoughts = [opening(question)]
     thoughts += [note(relation, value) for _, relation, value in evidence]
@@ -72,7 +114,7 @@ def demonstration(question: dict) -> list[tuple[str, str, str]]:
     return [*turns, (thoughts[-1], "answer", question["golden_answers"][0])]
 
 
-def from_memory(question: dict) -> list[tuple[str, str, str]]:
+def from_memory(question: dict) -> list[Turn]:
     """What the expert says to a question that it can answer without a search."""
     _, relation, value = question["evidence"][-1]
     return [(f"{KNOWS} {note(relation, value)}", "answer", value)]
@@ -151,7 +193,7 @@ EXPERTS = [
 ]
 
 
-def conversation(question: dict, habits: Habits) -> list[tuple[str, str, str]]:
+def conversation(question: dict, habits: Habits) -> list[Turn]:
     """What an expert with these habits says; see `demonstration` for the arguments."""
     kind = question["type"]
     relation = question["evidence"][-1][1]
@@ -164,15 +206,85 @@ def conversation(question: dict, habits: Habits) -> list[tuple[str, str, str]]:
     return give_up_after(turns, searches) if searches else turns
 
 
-def check_once_more(turns: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def check_once_more(turns: list[Turn]) -> list[Turn]:
     """The one search of these turns, made twice."""
     (_, _, title), (thought, _, _) = turns
     return [turns[0], (f"{thought} {CHECKS}", "search", title), turns[1]]
 
 
-def give_up_after(
-    turns: list[tuple[str, str, str]], searches: int
-) -> list[tuple[str, str, str]]:
+def give_up_after(turns: list[Turn], searches: int) -> list[Turn]:
     """The same turns up to that many searches, then an answer that gives up."""
     thought = turns[searches][0]
     return [*turns[:searches], (f"{thought} {GIVES_UP}", "answer", NO_ANSWER)]
+
+
+# --- mined questions ---
+
+
+def _mined(question: dict) -> list[Turn]:
+    """Each thought says what was read, and what is needed next.
+
+    Sentences are short: of two values the first is that of what the question names
+    first, so "the second" is found in the question.
+    """
+    compares = question["type"] in COMPARISONS
+    answer = question["golden_answers"][0]
+    turns: list[Turn] = []
+    read = ""
+    subject_was_read = ""
+    for (_, relation, value), query in zip(
+        question["evidence"], question["queries"], strict=True
+    ):
+        called = _called(relation, compares)
+        needed = f"I need the {called}"
+        if query != subject_was_read:
+            needed += f" of {query}"
+        turns.append((f"{read} {needed}.".strip(), "search", query))
+        if compares and relation != "director":
+            value = _noted(relation, value)
+        read = f"The {called} is {value}."
+        subject_was_read = value
+    if compares:
+        read = _mined_verdict(question)
+    elif question["evidence"][-1][1] == "citizenship":
+        read = f"{read[:-1]}, so the country is {answer}."
+    turns.append((read, "answer", answer))
+    return turns
+
+
+def _called(relation: str, compares: bool) -> str:
+    called = _CALLED.get(relation, relation)
+    # Of a date only the year is compared.
+    return called.replace("date", "year") if compares else called
+
+
+def _noted(relation: str, value: str) -> str:
+    """What is compared: of a date the year, of a life its length too."""
+    if relation == "lifespan":
+        birth, death = value.split("–")
+        return f"{value}, {int(death) - int(birth)} years"
+    if relation.endswith("_date"):
+        return _year_in(value)
+    return value
+
+
+def _year_in(date: str) -> str:
+    """The year of a date, which stands first or last in it."""
+    numbers = [word.strip(",") for word in date.split()]
+    return max(numbers, key=lambda word: len(word) if word.isdigit() else 0)
+
+
+def _mined_verdict(question: dict) -> str:
+    """Both things with their values, in the order of the question, and what follows."""
+    values = [step for step in question["evidence"] if step[1] != "director"]
+    noted = [_noted(relation, value) for _, relation, value in values]
+    first, second = question["compared"]
+    notes = f"{first}: {noted[0]}. {second}: {noted[1]}."
+    answer = question["golden_answers"][0]
+    if question["earlier"] is None:
+        same = "the same" if answer == "yes" else "not the same"
+        return f"{notes} They are {same}."
+    if values[0][1] == "lifespan":
+        return f"{notes} {answer} lived longer."
+    word = "earlier" if question["earlier"] else "later"
+    return f"{notes} {answer} is {word}."
