@@ -386,20 +386,21 @@ def _check_golden_answers(golden: object, place: str) -> None:
 
 # "test" holds what is tested; the two others, where there are any, questions that need
 # one search, and questions that need none beside others that look like them.
-FILES = ("passages", "train", "test", "test_single", "test_known")
+TEST_SETS = ("test", "test_single", "test_known")
+# More questions to train on, beside those that are mined, lie in "train_extra".
+FILES = ("passages", "train", "train_extra", *TEST_SETS)
 
 
 def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
-    """The files of a run: "passages", "train", "test", "test_single" and "test_known",
-    None where it has none.
+    """The files of a run, by the names in FILES; None where it has none.
 
     Args:
         data: a folder of yours with `passages.jsonl` and any of `questions.jsonl` (to
-            test on), `train.jsonl`, `test.jsonl`, `test_single.jsonl`,
-            `test_known.jsonl`, or files of these names that end as in SUFFIXES; if
-            empty, the profile's own files. With neither train nor test, a profile with
-            `eval_questions` tests on that number of `questions.jsonl` and trains on the
-            others. "~" is the home folder.
+            test on), `train.jsonl`, `train_extra.jsonl`, `test.jsonl`,
+            `test_single.jsonl`, `test_known.jsonl`, or files of these names that end as
+            in SUFFIXES; if empty, the profile's own files. With neither train nor test,
+            a profile with `eval_questions` tests on that number of `questions.jsonl`
+            and trains on the others. "~" is the home folder.
 
     Raises:
         FileNotFoundError: if `data` has no passages, or the profile's files belong to a
@@ -416,6 +417,7 @@ def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
     own = {
         "passages": profile.corpus,
         "train": profile.train_questions,
+        "train_extra": "",
         "test": profile.test_questions,
         "test_single": profile.test_single_questions,
         "test_known": profile.test_known_questions,

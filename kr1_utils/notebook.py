@@ -8,12 +8,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kr1_utils.corpus import locate_files
-from kr1_utils.files import REPO, data_folder, display_path, expand_home
+from kr1_utils.corpus import load_questions, load_split, locate_files
+from kr1_utils.files import (
+    REPO,
+    data_folder,
+    display_path,
+    expand_home,
+    in_repository,
+)
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
 
-# In the folder of a run: the model that A3 makes.
-COLD_START_MODEL = Path("cold_start", "model")
+# In the folder of a run: the adapter (or model) that A3 trains, and beside it the
+# questions that it has left to train on.
+COLD_START_MODEL = Path("cold_start", "checkpoint")
+COLD_START_QUESTIONS = "train.jsonl"
 
 
 def start() -> None:
@@ -58,7 +66,7 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
 
 
 def after_cold_start(profile: Profile, out: Path) -> Profile:
-    """The profile with the model that its cold start has made, if it has one.
+    """The profile with the adapter that its cold start has trained, if it has one.
 
     Args:
         out: the folder of the run, where A3 leaves that model.
@@ -67,20 +75,46 @@ def after_cold_start(profile: Profile, out: Path) -> Profile:
         FileNotFoundError: if the cold start has not been run, or its folder is not
             there.
     """
-    if not profile.cold_start:
+    folder = cold_start_folder(profile, out)
+    if folder is None:
         return profile
-    if isinstance(profile.cold_start, str):
-        folder = Path(expand_home(profile.cold_start, "cold_start"))
-        advice = f"cold_start={profile.cold_start} is no folder of a model."
-    else:
-        folder = out / COLD_START_MODEL
-        advice = (
+    if (folder / "adapter_config.json").is_file():
+        return replace(profile, adapter=str(folder))
+    if (folder / "config.json").is_file():
+        return replace(profile, model=str(folder))
+    if profile.cold_start is True:
+        raise FileNotFoundError(
             f"{display_path(folder)} is not there: run A3_cold_start first, or set"
-            " cold_start to the folder of a model that it made earlier."
+            " cold_start to a folder that it made earlier."
         )
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(advice)
-    return replace(profile, model=str(folder.resolve()))
+    raise FileNotFoundError(
+        f"cold_start={profile.cold_start} is no folder of an adapter or a model."
+    )
+
+
+def cold_start_folder(profile: Profile, out: Path) -> Path | None:
+    """Where the cold start of a profile lies, or will lie; None if it has none."""
+    if not profile.cold_start:
+        return None
+    if isinstance(profile.cold_start, str):
+        return in_repository(expand_home(profile.cold_start, "cold_start")).resolve()
+    return (out / COLD_START_MODEL).resolve()
+
+
+def training_questions(
+    profile: Profile, where: dict[str, Path | None], out: Path
+) -> list[dict]:
+    """The questions that GRPO trains on: those that the cold start has left, or the
+    run's own.
+
+    Args:
+        where: the files of a run, from `corpus.locate_files`.
+        out: the folder of the run.
+    """
+    folder = cold_start_folder(profile, out)
+    if folder is not None and (folder.parent / COLD_START_QUESTIONS).is_file():
+        return load_questions(folder.parent / COLD_START_QUESTIONS)
+    return load_split(where, "train", profile.eval_questions)
 
 
 def _check_names(parameters: dict) -> None:

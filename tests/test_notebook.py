@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from kr1_utils import notebook, profiles
+from kr1_utils import corpus, notebook, profiles
 from kr1_utils.files import REPO
 
 
@@ -216,6 +216,20 @@ def test_a_run_with_a_cold_start_goes_on_from_the_model_it_made(tmp_path):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     assert notebook.after_cold_start(profile, tmp_path).model == str(folder.resolve())
+    (folder / "adapter_config.json").write_text("{}")
+    after = notebook.after_cold_start(profile, tmp_path)
+    assert (after.model, after.adapter) == (profile.model, str(folder.resolve()))
+
+
+def test_questions_that_the_cold_start_has_left_are_trained_on(tmp_path):
+    profile = profiles.resolve("tiny", {"cold_start": True})
+    where = corpus.locate_files(profile)
+    own = notebook.training_questions(profile, where, tmp_path)
+    assert own == corpus.load_split(where, "train")
+    left = tmp_path / "cold_start" / "train.jsonl"
+    left.parent.mkdir()
+    left.write_text(json.dumps(own[0]))
+    assert notebook.training_questions(profile, where, tmp_path) == own[:1]
 
 
 def test_the_folder_of_an_earlier_cold_start_can_be_named(tmp_path):
