@@ -31,11 +31,11 @@ are taken from those passages.
 
 If the passages are Wikipedia's, their text is available under the Creative Commons
 Attribution-ShareAlike licence (CC BY-SA 4.0; older dumps 3.0;
-https://creativecommons.org/licenses/by-sa/4.0/), and so is what was taken from it: share
-these files only under that licence, and name Wikipedia and its authors as the source.
-`supporting_titles` names the articles behind a question: the history of
-https://en.wikipedia.org/wiki/TITLE lists the authors. What was changed: facts were taken
-out of the text and put into sentences of our own.
+https://creativecommons.org/licenses/by-sa/4.0/), and so is what was taken from it:
+share these files only under that licence, and name Wikipedia and its authors as the
+source. `supporting_titles` names the articles behind a question: the history of
+https://en.wikipedia.org/wiki/TITLE lists the authors. What was changed: facts were
+taken out of the text and put into sentences of our own.
 
 The kinds of questions follow 2WikiMultihopQA (Ho et al., 2020, Apache-2.0). None of its
 questions is in these files.
