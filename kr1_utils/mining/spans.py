@@ -41,7 +41,8 @@ _RANKS = (
     "Duke|Duchess|Count|Countess|Earl|King|Queen|Prince|Princess|Baron|Baroness"
     "|Marquess|Marquis|Margrave|Margravine|Landgrave|Viscount|Viscountess|Elector"
     "|Electress|Lord|Lady|Grand Duke|Grand Duchess|Archduke|Archduchess|Emperor"
-    "|Holy Roman Emperor|Burgrave|Dauphin|Hereditary|Baronet|Count Palatine|Despot|Marchioness"
+    "|Holy Roman Emperor|Burgrave|Dauphin|Hereditary|Baronet|Count Palatine|Despot"
+    "|Marchioness"
 )
 _RANK = re.compile(rf",? (?=(?:\d+(?:st|nd|rd|th) )?(?:{_RANKS})\b)")
 _ORDINAL = re.compile(r"\d+(?:st|nd|rd|th)\s")

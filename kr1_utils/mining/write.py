@@ -164,10 +164,9 @@ def _deal_dev(facts: Facts, free: set[str], seed: int) -> set[str]:
     groups: dict[str, list[str]] = {}
     for title in sorted(free):
         groups.setdefault(find(title), []).append(title)
-    largest_first = sorted(groups.values(), key=len, reverse=True)
-    small = [
-        group for group in largest_first if len(group) <= len(free) * DEV_SHARE / 8
-    ]
+    # A royal family would fill dev alone.
+    largest = max(2, len(free) * DEV_SHARE / 8)
+    small = [group for group in groups.values() if len(group) <= largest]
     random.Random(f"dev-{seed}").shuffle(small)
     dev: set[str] = set()
     for group in small:

@@ -14,9 +14,10 @@ TEXTS = {
         " directed by Ned Harrowell. It was shot in Wales."
     ),
     "Odile Marchetaux": (
-        "Odile Marchetaux( 3 May 1899 in Vierlan, Alsace – 7 June 1970 in Paris, France)"
-        " was a French film director. She was the daughter of Count Renaud Marchetaux"
-        " and his wife Blanche Dorvenne."
+        "Odile Marchetaux( 3 May 1899 in Vierlan, Alsace – 7 June 1970 in Paris) was"
+        " a French film director. She was the daughter of Count Renaud Marchetaux"
+        " and his wife Blanche Dorvenne. She lived in"
+        " Rome."
     ),
     "Ned Harrowell": (
         "Edward Harrowell (born 12 August 1911), known as Ned, was a British film"
@@ -30,7 +31,7 @@ TEXTS = {
     ),
     "Blanche Dorvenne": (
         "Blanche Dorvenne (4 April 1872 – 1940) was a French painter. She was the"
-        " daughter of Hugo Dorvenne and the sister of Klara Dorvenne."
+        " daughter of Baron Hugo Dorvenne and the sister of Klara Dorvenne."
     ),
     "Slow Lantern": '"Slow Lantern" is a song recorded by American singer Ira Tolman.',
     "Ira Tolman": (
