@@ -84,19 +84,6 @@ def demonstration(question: dict) -> list[Turn]:
     return _miniwiki(question)
 
 
-def scripts(questions: list[dict], render) -> dict[str, list[str]]:
-    """The expert's turns by the text of a question, as `agent.ScriptedEngine` takes
-    them.
-
-    Args:
-        render: makes the text of a turn, such as `protocol.render_turn`.
-    """
-    return {
-        question["question"]: [render(*turn) for turn in demonstration(question)]
-        for question in questions
-    }
-
-
 # --- miniwiki ---
 
 

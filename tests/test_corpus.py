@@ -530,7 +530,8 @@ def test_question_without_text_is_refused(tmp_path, text):
 
 def test_files_of_a_profile_are_the_shipped_ones():
     where = corpus.locate_files(profiles.resolve("tiny"))
-    assert set(where) == {"passages", "train", "test", "test_single"}
+    assert set(where) == set(corpus.FILES)
+    assert where.pop("train_extra") is None
     assert all(file.is_file() for file in where.values())
     assert len(corpus.load_split(where, "test", 7)) == 7
 
@@ -617,8 +618,11 @@ def test_own_data_without_passages_is_refused(tmp_path):
 def test_training_set_carries_what_the_rewards_need(questions):
     asked = [*questions["train"][:2], {**QUESTION, "id": 7, "question": "\ud800?"}]
     rows = corpus.training_set(asked)
-    assert set(rows.column_names) == {"prompt", "golden_answers", "question_id"}
+    columns = {"prompt", "golden_answers", "supporting_titles", "question_id"}
+    assert set(rows.column_names) == columns
+    assert rows[1]["supporting_titles"] == asked[1]["supporting_titles"]
     assert rows[1]["prompt"] == asked[1]["question"]
     assert rows[1]["golden_answers"] == asked[1]["golden_answers"]
     # Half a surrogate pair, which a data set cannot hold.
-    assert rows[2] == {"prompt": "??", "golden_answers": ["a"], "question_id": "7"}
+    assert (rows[2]["prompt"], rows[2]["question_id"]) == ("??", "7")
+    assert rows[2]["supporting_titles"] is None

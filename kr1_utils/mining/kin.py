@@ -33,12 +33,15 @@ _TO_KIN = rf"(?:{_OTHERS}[^.;()]){{0,110}}?"
 _CHILD = re.compile(rf"{_TO_KIN}(?<![\w-])(?:son|daughter|child) (?:born )?(?:of|to) ")
 _SIBLING = re.compile(rf"{_TO_KIN}(?<![\w-])(?:brother|sister) of ")
 _HIS_SIBLING = re.compile(r"(?:His|Her) (?:\w+ )?(?:brother|sister) (?:is|was) ")
+# "Queen consort of Spain" names no person.
+_RULER = r"(?:King|Emperor|Tsar|Sultan|Grand|Prince|Duke|Archduke|Count|Elector)\b"
 _TO_MARRIED = (
     r"(?:(?!\b(?:who|whose|whom|mother|father|brother|sister|son|daughter|child|of)\b)"
     r"[^.;()]){0,60}?"
 )
 _SPOUSE = re.compile(
-    rf"(?:{_TO_MARRIED}(?:wife|husband|spouse|consort) of|married to) "
+    rf"(?:{_TO_MARRIED}(?:wife|husband|spouse|consort(?= of {_RULER})) of"
+    r"|married to) "
 )
 _MARRIED = re.compile(r"(?:(?:is|was) )?(?:later )?married(?: to)? ")
 _THEN_MARRIED = re.compile(
@@ -60,6 +63,8 @@ _SEVERAL_SPOUSES = re.compile(
     r"|previously married|formerly married|widow of",
     re.IGNORECASE,
 )
+# They stand where a name should.
+_NO_NAME = re.compile(r"(?:The|First Lady|Queen|King|Lady|Prime Minister|President)$")
 _FEW = 3
 
 
@@ -200,7 +205,9 @@ def _named(text: str) -> tuple[str, str]:
         r"|at|as|whom|was|is|until)\b",
         rest,
     )
-    return (match.group(), name) if name and ends else ("", "")
+    if not ends or re.match(_NO_NAME, name):
+        return "", ""
+    return (match.group(), name) if name else ("", "")
 
 
 # --- spouses, brothers and sisters ---
@@ -221,7 +228,8 @@ def _spouse(lead: Lead) -> str:
 def _siblings(lead: Lead) -> list[str]:
     told = [(_SIBLING, text) for text in _descriptions(lead)]
     told += [(_HIS_SIBLING, text) for text in lead.later_sentences]
-    return _names_behind(told)
+    # Of "Alexander and Zoltan Korda" the first has no surname.
+    return [name for name in _names_behind(told) if " " in name]
 
 
 def _names_behind(told: list[tuple[re.Pattern, str]]) -> list[str]:

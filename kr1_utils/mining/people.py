@@ -12,7 +12,7 @@ _UNCERTAIN = re.compile(
     r"|late|century|traditionally|approximately|likely)(?!\w)|[/?†]",
     re.IGNORECASE,
 )
-_OTHER_DATES = re.compile(r"\b(?:reign|ruled|BC|BCE|B\.C\.|AH|active|term)\b", re.I)
+_OTHER_DATES = re.compile(r"\b(?:reign\w*|ruled|BC|BCE|B\.C\.|AH|active|term)\b", re.I)
 _BETWEEN_DATES = re.compile(r"\s*[–—]\s*|\s+-\s*|(?<=\d)-\s*(?=[A-Z\d])")
 _LONGEST_LIFE = 112
 

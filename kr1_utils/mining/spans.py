@@ -30,7 +30,7 @@ _BEGINNINGS = _words(
     " Filmography Selected External References"
 )
 _ABBREVIATION = re.compile(
-    r"(?:\w\.)+|(?:St|Ste|Mt|Ft|Dr|Mr|Mrs|Ms|Jr|Sr|Rev|Gen|Lt|Col|Capt|Sgt|Prof)\."
+    r"(?:\w\.)+|(?:St|Ste|Mt|Ft|Dr|Mr|Mrs|Ms|Jr|Sr|Rev|Hon|Gen|Lt|Col|Capt|Sgt|Prof)\."
 )
 _SMALL_PREFIX = re.compile(r"(?:d['’]|l['’]|dell['’]|al-|el-|ad-|an-|as-|ar-|ash-|'s-)")
 _WORD = re.compile(r"[^\s,;:()\[\]]+|[,;:()\[\]]")
@@ -41,7 +41,8 @@ _RANKS = (
     "Duke|Duchess|Count|Countess|Earl|King|Queen|Prince|Princess|Baron|Baroness"
     "|Marquess|Marquis|Margrave|Margravine|Landgrave|Viscount|Viscountess|Elector"
     "|Electress|Lord|Lady|Grand Duke|Grand Duchess|Archduke|Archduchess|Emperor"
-    "|Holy Roman Emperor|Burgrave|Hereditary|Baronet|Count Palatine|Despot|Marchioness"
+    "|Holy Roman Emperor|Burgrave|Dauphin|Hereditary|Baronet|Count Palatine|Despot"
+    "|Marchioness"
 )
 _RANK = re.compile(rf",? (?=(?:\d+(?:st|nd|rd|th) )?(?:{_RANKS})\b)")
 _ORDINAL = re.compile(r"\d+(?:st|nd|rd|th)\s")
@@ -158,6 +159,8 @@ def _run_end(text: str, links: frozenset[str], start: int = 0) -> int:
         word = match.group().strip(_QUOTES)
         if end > start and word.rstrip(".") in _BEGINNINGS:
             break
+        if links is PLACE_LINKS and re.fullmatch(MONTHS, word):
+            break
         if _is_capitalised(word):
             end = match.start() + len(match.group().rstrip(_QUOTES))
             if word.endswith(".") and not _ABBREVIATION.fullmatch(word):
@@ -168,6 +171,4 @@ def _run_end(text: str, links: frozenset[str], start: int = 0) -> int:
 
 
 def _is_capitalised(word: str) -> bool:
-    if re.fullmatch(MONTHS, word):
-        return False
     return _SMALL_PREFIX.sub("", word, count=1)[:1].isupper()

@@ -1,5 +1,7 @@
 """Owns the wording of mined questions, in the ways 2WikiMultihopQA asks its own."""
 
+import re
+
 # Relation -> questions about that fact of {x}: a title, or a phrase of BRIDGES.
 ASK: dict[str, list[str]] = {
     "birth_place": ["Where was {x} born?", "What is the place of birth of {x}?"],
@@ -141,6 +143,5 @@ def words_of_wording() -> set[str]:
         forms += [form for several in part.values() for form in several]
     for compared in (COMPARE, COMPARE_DIRECTORS):
         forms += [form for several in compared.values() for form, _ in several]
-    text = " ".join([*forms, *KIN]).lower()
-    letters = "".join(c if c.isalpha() else " " for c in text)
-    return set(letters.split())
+    text = re.sub(r"\{\w+\}", " ", " ".join([*forms, *KIN]))
+    return set(re.findall(r"[a-z]+", text.lower()))

@@ -18,7 +18,9 @@ _NO_FILM = re.compile(
 )
 _DIRECTED = re.compile(r"\b[Dd]irected(?:,? (?:and )?(?:co-)?\w+){0,4}? by ")
 _SAYS_DIRECTED = re.compile(
-    r"(?:It|The (?:film|movie|picture)) (?:is|was|has been) (?:[\w,-]+ ){0,6}?directed"
+    r"(?:It|The (?:film|movie|picture)) (?:is|was|has been)"
+    r"(?:,? (?:also|both|and|co-written|co-produced|written|produced|edited|filmed))*"
+    r",? directed"
     r"|Directed"
 )
 # Between "film" and "directed", they tell of another film.

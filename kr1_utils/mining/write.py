@@ -33,8 +33,7 @@ If the passages are Wikipedia's, their text is available under the Creative Comm
 Attribution-ShareAlike licence (CC BY-SA 4.0; older dumps 3.0;
 https://creativecommons.org/licenses/by-sa/4.0/), and so is what was taken from it:
 share these files only under that licence, and name Wikipedia and its authors as the
-source.
-`supporting_titles` names the articles behind a question: the history of
+source. `supporting_titles` names the articles behind a question: the history of
 https://en.wikipedia.org/wiki/TITLE lists the authors. What was changed: facts were
 taken out of the text and put into sentences of our own.
 
@@ -165,10 +164,9 @@ def _deal_dev(facts: Facts, free: set[str], seed: int) -> set[str]:
     groups: dict[str, list[str]] = {}
     for title in sorted(free):
         groups.setdefault(find(title), []).append(title)
-    largest_first = sorted(groups.values(), key=len, reverse=True)
-    small = [
-        group for group in largest_first if len(group) <= len(free) * DEV_SHARE / 8
-    ]
+    # A royal family would fill dev alone.
+    largest = max(2, len(free) * DEV_SHARE / 8)
+    small = [group for group in groups.values() if len(group) <= largest]
     random.Random(f"dev-{seed}").shuffle(small)
     dev: set[str] = set()
     for group in small:
