@@ -20,8 +20,9 @@ from kr1_utils.scoring import bootstrap, normalize_answer
 
 REFERENCE = REPO / "data" / "reference"
 
-# The seeds of the three runs of `tiny`.
+# The seeds of the three runs of `tiny`, and one that was run when all was decided.
 SEEDS = (42, 43, 44)
+LAST_SEED = 45
 
 # Type of a question that needs several passages -> its name in a table.
 MULTI_HOP = {
@@ -29,6 +30,20 @@ MULTI_HOP = {
     "comparison": "comparison",
     "inference": "inference",
     "bridge_comparison": "bridge comparison",
+}
+
+# Type of a question that needs one passage, or none -> its name in a table.
+BESIDE = {
+    "single": "single-hop",
+    "known": "known",
+    "look_alike": "look-alikes of known",
+}
+
+# Runs of `tiny` with other rewards -> their folder.
+OTHER_REWARDS = {
+    "as the profile says: a search of a right answer costs 0.05": "tiny",
+    "searches cost nothing": "tiny_no_cost",
+    "and 0.3 for the share of the evidence found": "tiny_evidence",
 }
 
 # Passages of Wikipedia 2018, the corpus of the original.
@@ -101,8 +116,8 @@ def _tiny_before() -> list[dict]:
     return _lines("tiny/seed42/predictions_before.jsonl")
 
 
-def _tiny_after(seed: int) -> list[dict]:
-    return _lines(f"tiny/seed{seed}/predictions.jsonl")
+def _tiny_after(seed: int, folder: str = "tiny") -> list[dict]:
+    return _lines(f"{folder}/seed{seed}/predictions.jsonl")
 
 
 def _of_type(predictions: list[dict], kind: str) -> list[dict]:
@@ -110,7 +125,7 @@ def _of_type(predictions: list[dict], kind: str) -> list[dict]:
 
 
 def _multi_hop(predictions: list[dict]) -> list[dict]:
-    return [p for p in predictions if p["type"] != "single"]
+    return [p for p in predictions if p["type"] not in BESIDE]
 
 
 def _rung(predictions: list[dict], rung: str, stage: str) -> list[dict]:
@@ -140,7 +155,7 @@ def tiny_exact_match() -> str:
     label = f"**multi-hop, all {len(multi_hop[0])}**"
     *cells, total = _exact_match_row(label, multi_hop)
     rows = [[*cells, f"**{total}**"]]
-    labels = {**MULTI_HOP, "single": "single-hop, beside them"}
+    labels = MULTI_HOP | BESIDE
     for kind, label in labels.items():
         parts = [_of_type(run, kind) for run in runs]
         rows.append(_exact_match_row(f"{label} ({len(parts[0])})", parts))
@@ -171,7 +186,7 @@ def tiny_costs() -> str:
         ("format valid, multi-hop", "format", 3),
     ):
         rows.append(_before_after_row(label, multi_hop, key, digits))
-    for kind, label in {**MULTI_HOP, "single": "single-hop"}.items():
+    for kind, label in (MULTI_HOP | BESIDE).items():
         parts = [_of_type(run, kind) for run in runs]
         rows.append(_before_after_row(f"searches, {label}", parts, "searches", 2))
     return markdown(["mean over the three seeds", "before", "after"], rows)
@@ -182,6 +197,78 @@ def _before_after_row(
 ) -> list[str]:
     before, *after = [mean(run, key) for run in runs]
     return [label, f"{before:.{digits}f}", f"{np.mean(after):.{digits}f}"]
+
+
+def tiny_last_seed() -> str:
+    """Exact match and searches of the seed that was run last, with intervals."""
+    before, after = _tiny_before(), _tiny_after(LAST_SEED)
+    groups = {f"multi-hop, all {len(_multi_hop(after))}": _multi_hop}
+    for kind, label in (MULTI_HOP | BESIDE).items():
+        groups[label] = lambda run, kind=kind: _of_type(run, kind)
+    rows = []
+    for label, part_of in groups.items():
+        cells = [
+            _interval([p[key] for p in part_of(run)], digits=2)
+            for key in ("em", "searches")
+            for run in (before, after)
+        ]
+        rows.append([label, *cells])
+    header = [f"seed {LAST_SEED}", "exact match before", "after", "searches before"]
+    return markdown([*header, "after"], rows)
+
+
+def tiny_rewards() -> str:
+    """What other rewards change: the mean over three runs each."""
+    rows = []
+    for label, folder in OTHER_REWARDS.items():
+        runs = [_tiny_after(seed, folder) for seed in SEEDS]
+        logs = [
+            pd.read_csv(REFERENCE / folder / f"seed{seed}" / "train_log.csv")
+            for seed in SEEDS
+        ]
+        cells = [np.mean([mean(_multi_hop(run), "em") for run in runs])]
+        for kind in ("single", "known"):
+            cells += [
+                np.mean([mean(_of_type(run, kind), key) for run in runs])
+                for key in ("em", "searches")
+            ]
+        steps = [str(_steps_to(log)) for log in logs]
+        rows.append([label, *(f"{cell:.2f}" for cell in cells), " / ".join(steps)])
+    header = ["mean over the three seeds", "multi-hop: EM", "single-hop: EM"]
+    header += [
+        "searches",
+        "known: EM",
+        "searches",
+        "steps to 0.8 of the final accuracy",
+    ]
+    return markdown(header, rows)
+
+
+def _steps_to(log: pd.DataFrame, share: float = 0.8) -> int:
+    """The first step at which the accuracy reward, averaged over five steps, has that
+    share of its mean over the last ten."""
+    wanted = share * log["accuracy_reward"].tail(10).mean()
+    smooth = log["accuracy_reward"].rolling(5).mean()
+    return int(log["step"][smooth >= wanted].iloc[0])
+
+
+def tiny_decisions() -> str:
+    """What the model would do at every fork, before training and after it."""
+    table = pd.read_csv(REFERENCE / "tiny/seed42/decisions.csv")
+    table = table.set_index(["type", "searches", "when"])
+    names = MULTI_HOP | BESIDE
+    rows = []
+    for kind, searches in table.index.droplevel("when").unique():
+        cells = [
+            f"{table.loc[(kind, searches, when), choice]:.2f}"
+            for choice in ("answer", "search", "give up")
+            for when in ("before", "after")
+        ]
+        rows.append([names[kind], str(searches), *cells])
+    header = ["type of question", "searches made"]
+    for choice in ("answer", "search", "give up"):
+        header += [f"{choice}, before", "after"]
+    return markdown(header, rows)
 
 
 def tiny_before_grpo() -> str:
@@ -547,6 +634,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiny, exact match": tiny_exact_match,
     "tiny, costs": tiny_costs,
     "tiny, before GRPO": tiny_before_grpo,
+    "tiny, last seed": tiny_last_seed,
+    "tiny, rewards": tiny_rewards,
+    "tiny, decisions": tiny_decisions,
     "tiny, comparisons": tiny_comparisons,
     "tiny, ladder": tiny_ladder,
     "tiny, habits": tiny_habits,
