@@ -89,6 +89,8 @@ class Profile:
     decision_steps: int = 0
     # Questions taken from each test set; 0 takes all.
     eval_questions: int = 0
+    # Of these, questions asked on the ladder's rungs with other help; 0 takes all.
+    ladder_questions: int = 0
     bootstrap_samples: int = 2000
     # A1: worlds to write conversations from.
     pretrain_worlds: int = 150
