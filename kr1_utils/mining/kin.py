@@ -170,6 +170,9 @@ def _two_parents(text: str, genders: Genders) -> list[Kin]:
     second = genders.of_name(other, other_profession) if other else ""
     whose = (match["whose"] or "").strip()
     word = (match["word"] or "").strip()
+    if other and " " not in other and not word and "," in name:
+        # "Earl of Strathmore and Kinghorne": is it one person or two?
+        return []
     if word == "husband" or whose == "her":
         first_told = "f"
     elif word or whose == "his":

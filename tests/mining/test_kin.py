@@ -39,6 +39,7 @@ def kin(text):
         ("Duke Otto of Bavaria", "Duke Otto of Bavaria", None),
         ("Eva Hale and Sam May", None, None),
         ("Sam May", None, None),
+        ("Sam May, 3rd Earl of Ashby and Thorne", None, None),
         ("Chicago developer Jo May", None, None),
         ("a Jewish family", None, None),
     ],
