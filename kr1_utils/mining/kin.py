@@ -64,7 +64,7 @@ _SEVERAL_SPOUSES = re.compile(
     re.IGNORECASE,
 )
 # They stand where a name should.
-_NO_NAME = re.compile(r"(?:The|First Lady|Queen|King|Lady|Prime Minister|President)$")
+_NO_NAME = re.compile(r"(?:The.*|First Lady|Queen|King|Lady|Prime Minister|President)$")
 _FEW = 3
 
 

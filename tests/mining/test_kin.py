@@ -34,6 +34,7 @@ def kin(text):
         + ("Sam May, 3rd Baron May", "Eva Hale"),
         ("Eva Hale and her husband Sam May", "Sam May", "Eva Hale"),
         ("Ida Hale and the late Sam May", None, "Ida Hale"),
+        ("Jo May and The Hon. Ida Hale", "Jo May", None),
         ("the painter Jo May", None, None),
         ("actress Eva Hale", None, "Eva Hale"),
         ("Duke Otto of Bavaria", "Duke Otto of Bavaria", None),
