@@ -536,6 +536,64 @@ def bm25_engines() -> str:
     return markdown(header, rows)
 
 
+# --- the tables: mined questions ---
+
+
+def mining_counts() -> str:
+    """Questions mined from the passages of 2WikiMultihopQA, by type and kind.
+
+    Chains are summed over the fact that they end in.
+    """
+    table = pd.read_csv(REFERENCE / "mining_counts.csv")
+    is_chain = table["type"] == "compositional"
+    table.loc[is_chain, "kind"] = table["kind"].str.split().str[0] + " → …"
+    columns = ["before", "after", "found", "train", "dev"]
+    grouped = table.groupby(["type", "kind"])[columns].sum()
+    rows = [_count_row(f"**{kind}**", part) for kind, part in _by_type(grouped)]
+    for kind, row in grouped.iterrows():
+        if kind[0] != "single":
+            rows.append([" ".join(kind).replace("_", " "), *map(str, row)])
+    rows.append(_count_row("**all**", grouped))
+    header = [
+        "questions",
+        "from all passages",
+        "without the titles of the 345",
+        "whose evidence is found",
+        "train",
+        "dev",
+    ]
+    return markdown(header, rows)
+
+
+def _by_type(grouped: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    for kind, part in grouped.groupby(level="type"):
+        yield kind.replace("_", " "), part
+
+
+def _count_row(label: str, part: pd.DataFrame) -> list[str]:
+    return [label, *(f"{count:,}" for count in part.sum())]
+
+
+def mining_verdicts() -> str:
+    """How many of the mined questions that were read are right."""
+    table = pd.read_csv(REFERENCE / "mining_verdicts.csv")
+    table["is_right"] = table["verdict"] == "right"
+    rows = [
+        [kind.replace("_", " "), *_right_of(part)]
+        for kind, part in table.groupby("type", sort=False)
+    ]
+    rows.append(["all", *_right_of(table)])
+    return markdown(["read against their passages", "questions", "right", ""], rows)
+
+
+def _right_of(part: pd.DataFrame) -> list[str]:
+    return [
+        str(len(part)),
+        str(part["is_right"].sum()),
+        f"{part['is_right'].mean():.3f}",
+    ]
+
+
 # --- the tables: speed, memory, robustness ---
 
 
@@ -644,6 +702,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "SmolLM2, ladder": smol_ladder,
     "outcomes": outcomes,
     "recall": recall,
+    "mined questions": mining_counts,
+    "mined questions, read": mining_verdicts,
     "index sizes": index_sizes,
     "BM25 engines": bm25_engines,
     "agent loop": agent_loop,

@@ -1,3 +1,5 @@
+"""The expert: it searches the evidence, and its verdict names the right one."""
+
 from collections import Counter
 
 import pytest
@@ -118,3 +120,94 @@ def test_an_expert_is_consistent(questions):
     q = questions["dev"][0]
     for habits in expert.EXPERTS:
         assert expert.conversation(q, habits) == expert.conversation(q, habits)
+
+
+# --- mined questions ---
+
+
+def mined(kind, evidence, answer, queries, **more):
+    return {
+        "type": kind,
+        "golden_answers": [answer],
+        "evidence": evidence,
+        "queries": queries,
+        **more,
+    }
+
+
+def test_a_mined_chain_says_what_was_read_and_what_is_needed():
+    question = mined(
+        "compositional",
+        [["Dust", "director", "Ann Dorn"], ["Ann Dorn", "citizenship", "French"]],
+        "France",
+        ["Dust (Film)", "Ann Dorn"],
+    )
+    assert expert.demonstration(question) == [
+        ("I need the director of Dust (Film).", "search", "Dust (Film)"),
+        ("The director is Ann Dorn. I need the nationality.", "search", "Ann Dorn"),
+        ("The nationality is French, so the country is France.", "answer", "France"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "earlier, answer, says",
+    [
+        (True, "Ash", "Dust (Film): 1963. Ash: 1889. Ash is earlier."),
+        (False, "Dust (Film)", "Dust (Film): 1963. Ash: 1889. Dust (Film) is later."),
+    ],
+)
+def test_a_mined_bridge_comparison_notes_years_in_the_order_of_the_question(
+    earlier, answer, says
+):
+    question = mined(
+        "bridge_comparison",
+        [
+            ["Dust", "director", "Ann Dorn"],
+            ["Ann Dorn", "birth_date", "May 3, 1963"],
+            ["Ash", "director", "Jo Moss"],
+            ["Jo Moss", "birth_date", "9 June 1889"],
+        ],
+        answer,
+        ["Dust (Film)", "Ann Dorn", "Ash", "Jo Moss"],
+        compared=["Dust (Film)", "Ash"],
+        earlier=earlier,
+    )
+    assert expert.demonstration(question) == [
+        ("I need the director of Dust (Film).", "search", "Dust (Film)"),
+        ("The director is Ann Dorn. I need the year of birth.", "search", "Ann Dorn"),
+        ("The year of birth is 1963. I need the director of Ash.", "search", "Ash"),
+        ("The director is Jo Moss. I need the year of birth.", "search", "Jo Moss"),
+        (says, "answer", answer),
+    ]
+
+
+def test_a_mined_comparison_of_lives_notes_their_years():
+    question = mined(
+        "comparison",
+        [["Ann", "lifespan", "1900–1950"], ["Jo", "lifespan", "1880–1960"]],
+        "Jo",
+        ["Ann", "Jo"],
+        compared=["Ann", "Jo"],
+        earlier=False,
+    )
+    thought, kind, answer = expert.demonstration(question)[-1]
+    assert (kind, answer) == ("answer", "Jo")
+    assert thought == (
+        "Ann: 1900–1950, 50 years. Jo: 1880–1960, 80 years. Jo lived longer."
+    )
+
+
+@pytest.mark.parametrize("y, answer", [("French", "yes"), ("Italian", "no")])
+def test_a_mined_question_whether_two_are_the_same_names_both(y, answer):
+    question = mined(
+        "comparison",
+        [["Ann", "nationality", "French"], ["Jo", "nationality", y]],
+        answer,
+        ["Ann", "Jo"],
+        compared=["Ann", "Jo"],
+        earlier=None,
+    )
+    thought, _, said = expert.demonstration(question)[-1]
+    assert said == answer
+    assert thought.startswith(f"Ann: French. Jo: {y}.")
+    assert ("not" in thought) == (answer == "no")

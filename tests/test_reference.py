@@ -152,6 +152,26 @@ def test_scores_of_the_real_run_follow_from_its_predictions():
             assert tuple(told) == pytest.approx(found, abs=1e-4)
 
 
+def test_mined_questions_that_were_read_are_right_and_of_every_kind():
+    verdicts = pd.read_csv(REFERENCE / "mining_verdicts.csv")
+    counts = pd.read_csv(REFERENCE / "mining_counts.csv")
+    assert len(verdicts) == 200
+    assert verdicts["question_id"].is_unique
+    assert set(verdicts["verdict"]) == {"right", "wrong"}
+    assert (verdicts["verdict"] == "right").mean() >= 0.95
+    found = counts[counts["found"] > 0]
+    read = set(zip(verdicts["type"], verdicts["kind"]))
+    assert read == set(zip(found["type"], found["kind"]))
+
+
+def test_mining_loses_questions_at_every_stage_and_none_on_the_way():
+    counts = pd.read_csv(REFERENCE / "mining_counts.csv")
+    totals = counts[["before", "after", "found"]].sum()
+    assert totals["before"] >= 3000
+    assert totals["before"] > totals["after"] > totals["found"]
+    assert (counts["found"] == counts["train"] + counts["dev"]).all()
+
+
 @needs_pack
 def test_most_right_answers_of_the_real_run_stand_in_the_question():
     """Of 40 questions that name their answer 9 are right, then 17; of the others one,

@@ -64,7 +64,7 @@ _SEVERAL_SPOUSES = re.compile(
     re.IGNORECASE,
 )
 # They stand where a name should.
-_NO_NAME = re.compile(r"(?:The|First Lady|Queen|King|Lady|Prime Minister|President)$")
+_NO_NAME = re.compile(r"(?:The.*|First Lady|Queen|King|Lady|Prime Minister|President)$")
 _FEW = 3
 
 
@@ -170,6 +170,9 @@ def _two_parents(text: str, genders: Genders) -> list[Kin]:
     second = genders.of_name(other, other_profession) if other else ""
     whose = (match["whose"] or "").strip()
     word = (match["word"] or "").strip()
+    if other and " " not in other and not word and "," in name:
+        # "Earl of Strathmore and Kinghorne": is it one person or two?
+        return []
     if word == "husband" or whose == "her":
         first_told = "f"
     elif word or whose == "his":

@@ -13,6 +13,8 @@ from kr1_utils.mining.spans import DATE, NAME_LINKS, clean
 
 # The first verb must come within so many characters.
 _LONGEST_OPENING = 400
+# A list of what bears one name.
+_LIST = re.compile(r"\b(?:may|can) (?:also )?refer to\b|\brefers to\b")
 _VERB = re.compile(r"[ ,](?:is|was|are|were) ")
 
 
@@ -69,8 +71,9 @@ class Lead:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text; it is not cut after initials and abbreviations."""
-    end = r"(?:(?<=\w\w[.])|(?<=[\d)\"”][.]))(?<!\bSt\.)(?<![JS]r\.)(?<![DM]r\.) "
-    return re.split(end + r"(?=[A-Z\"])", text)
+    after = r"(?:(?<=\w\w[.])|(?<=[\d)\"”][.]))"
+    not_after = r"(?<!\bSt\.)(?<!\bHon\.)(?<![JS]r\.)(?<![DM]r\.)"
+    return re.split(after + not_after + r" (?=[A-Z\"])", text)
 
 
 def lead(passage: dict) -> Lead | None:
@@ -83,7 +86,7 @@ def lead(passage: dict) -> Lead | None:
     text = _without_title(clean(title), clean(passage["text"]))
     opening, bracket = _opening(text)
     verb = _VERB.search(opening)
-    if not verb:
+    if not verb or _LIST.search(opening):
         return None
     name = re.split(r"[,;]| also known| better known", opening[: verb.start()])[0]
     name = name.strip(" \"'“”")

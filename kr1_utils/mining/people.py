@@ -7,9 +7,10 @@ from kr1_utils.mining.lead import Lead
 from kr1_utils.mining.spans import DATE, MONTHS, Date, place_at, to_date
 
 _UNCERTAIN = re.compile(
-    r"\b(?:c\.|ca\.|circa|about|around|before|after|between|or|fl\.|floruit|flourished"
-    r"|r\.|bapti[sz]ed|bap\.|disappeared|unknown|possibly|probably|aft\.|bef\.|early"
-    r"|late|century|traditionally|approximately|likely)(?!\w)|[/?†]",
+    r"\b(?:c|ca|fl|r|bap|aft|bef|abt)\."
+    r"|\b(?:circa|about|around|before|after|between|or|floruit|flourished|bapti[sz]ed"
+    r"|disappeared|unknown|possibly|probably|early|late|century|traditionally"
+    r"|approximately|likely)\b|[/?†~]",
     re.IGNORECASE,
 )
 _OTHER_DATES = re.compile(r"\b(?:reign\w*|ruled|BC|BCE|B\.C\.|AH|active|term)\b", re.I)

@@ -16,8 +16,8 @@ TEXTS = {
     "Odile Marchetaux": (
         "Odile Marchetaux( 3 May 1899 in Vierlan, Alsace – 7 June 1970 in Paris) was"
         " a French film director. She was the daughter of Count Renaud Marchetaux"
-        " and his wife Blanche Dorvenne. She lived in"
-        " Rome."
+        " and his wife Blanche Dorvenne. She lived"
+        " in Rome."
     ),
     "Ned Harrowell": (
         "Edward Harrowell (born 12 August 1911), known as Ned, was a British film"

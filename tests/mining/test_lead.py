@@ -35,6 +35,7 @@ def test_a_name_that_ends_like_a_verb_is_no_verb():
         ("Ann Dorn", "became Queen of Spain. She was born in 1818."),
         ("Ann Dorn", "Her father was a farmer."),
         ("Ann Dorn", "- Ann Dorn as The Night Clerk"),
+        ("Ann Dorn", "Ann Dorn may refer to: Ann Dorn (1921–1980), who was a painter"),
         ("Ann Dorn", ""),
     ],
 )

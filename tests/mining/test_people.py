@@ -30,6 +30,8 @@ def read(text, title="Ann Dorn"):
         ("died 7 June 999", None, "7 June 999"),
         ("1921–1999", "1921", "1999"),
         ("c. 1921 – 7 June 1999", None, "7 June 1999"),
+        ("1921 – c.1999", "1921", None),
+        ("~1921–1999", None, "1999"),
         ("born 1921/1922", None, None),
         ("reigned 1921 – 1999", None, None),
         ("1921 – 2099", None, None),

@@ -173,5 +173,5 @@ def test_the_pack_gives_the_numbers_that_are_shipped():
     assert mined.totals["before"] >= 3000
     with (REPO / "data/reference/mining_counts.csv").open(encoding="utf-8") as lines:
         shipped = list(csv.DictReader(lines))
-    told = [{key: str(value) for key, value in row.items()} for row in mined.statistics]
+    told = [{k: str(v) for k, v in row.items()} for row in mined.statistics]
     assert shipped == told
