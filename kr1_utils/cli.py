@@ -66,6 +66,7 @@ def _parser() -> _Parser:
     _add_memory(commands)
     _add_bench(commands)
     _add_miniwiki(commands)
+    _add_question_set(commands)
     _add_figures(commands)
     return parser
 
@@ -428,7 +429,7 @@ def _bench(arguments) -> None:
     run(arguments)
 
 
-# --- miniwiki, figures ---
+# --- miniwiki, data, figures ---
 
 
 def _add_miniwiki(commands) -> None:
@@ -453,6 +454,29 @@ def _miniwiki(arguments) -> None:
     if folder is None:
         folder = shipped("data/miniwiki")
     print(write_world(folder))
+
+
+def _add_question_set(commands) -> None:
+    parser = _add_command(
+        commands,
+        "data",
+        "fetch the test questions of a public data set from the hub",
+        "kr1 data bamboogle --out data/bamboogle",
+        "A run can be tested on them, and anyone's answers be scored.",
+    )
+    parser.set_defaults(
+        call=_question_set, interrupted="Interrupted: the same command goes on."
+    )
+    parser.add_argument("name", help="2wiki, hotpotqa, musique or bamboogle")
+    parser.add_argument(
+        "--out", type=_path, required=True, help="folder for test.jsonl"
+    )
+
+
+def _question_set(arguments) -> None:
+    from kr1_utils.question_sets import fetch_test_set
+
+    print(fetch_test_set(arguments.name, arguments.out))
 
 
 def _add_figures(commands) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kr1_utils.corpus import locate_files
+from kr1_utils.corpus import named_files
 from kr1_utils.files import REPO, data_folder, display_path, expand_home
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
 
@@ -48,7 +48,7 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
     out = expand_home(parameters.get("OUT", ""), "OUT")
     data = expand_home(parameters.get("DATA", ""), "DATA")
     profile = resolve(name, parameters.get("OVERRIDES"))
-    locate_files(profile, data)
+    named_files(profile, data)
     out = out or data_folder() / "runs" / profile.name
     return profile, _make_output_folder(Path(out))
 

@@ -23,7 +23,12 @@ from kr1_utils.profiles import resolve
 
 @pytest.mark.parametrize(
     "profile, count",
-    [("smol", 134_515_008), ("1.5b", 1_543_714_304), ("7b", 7_615_616_512)],
+    [
+        ("smol", 134_515_008),
+        ("1.5b", 1_543_714_304),
+        ("3b", 3_085_938_688),
+        ("7b", 7_615_616_512),
+    ],
 )
 def test_config_that_is_shipped_has_the_shapes_of_its_model(profile, count):
     assert memory.count_parameters(resolve(profile).model) == count
