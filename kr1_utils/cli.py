@@ -331,6 +331,8 @@ def _add_bench(commands) -> None:
             help="write the table here too, beside other profiles' or sizes'",
         )
         _add_json(benchmark)
+    # It runs where little is installed, and keeps each row as it comes.
+    benchmarks.choices["gpu"].set_defaults(call=_bench_gpu)
 
 
 def _add_bench_agent(benchmarks) -> None:
@@ -406,13 +408,15 @@ def _add_bench_gpu(benchmarks) -> None:
     parser = _add_command(
         benchmarks,
         "gpu",
-        "measure the memory of a training step on a GPU beside its forecast",
-        "kr1 bench gpu --tokens 1024 4096",
+        "measure memory and time of long training steps on a GPU, beside the forecast",
+        "kr1 bench gpu --csv gpu.csv",
+        "Weights are random, so that nothing is downloaded. What --csv has already is"
+        " not measured again.",
     )
     parser.add_argument(
         "--model",
         type=expand_home,
-        help="a folder or hub id instead of two sizes of Qwen2.5",
+        help="a folder or hub id instead of three sizes of Qwen2.5",
     )
     parser.add_argument(
         "--tokens",
@@ -421,10 +425,28 @@ def _add_bench_gpu(benchmarks) -> None:
         metavar="N",
         help="lengths of a row, its prompt included; 1024 to 16384 if not given",
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=25,
+        metavar="N",
+        help="nothing more is begun then; 25 if not given",
+    )
+    parser.add_argument(
+        "--forecasts",
+        action="store_true",
+        help="only put the forecasts into --csv that it lacks; this needs no GPU",
+    )
 
 
 def _bench(arguments) -> None:
     from kr1_utils.bench.run import run
+
+    run(arguments)
+
+
+def _bench_gpu(arguments) -> None:
+    from kr1_utils.bench.gpu import run
 
     run(arguments)
 

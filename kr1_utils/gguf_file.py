@@ -9,7 +9,6 @@ from pathlib import Path
 
 from kr1_utils.extras import missing
 
-
 try:
     import torch
     from huggingface_hub import hf_hub_download
