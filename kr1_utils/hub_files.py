@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from kr1_utils.extras import missing
-from kr1_utils.files import in_repository
+from kr1_utils.files import fsync, in_repository
 from kr1_utils.rows import SUFFIXES, is_hub_file
 
 try:
@@ -277,7 +277,12 @@ def locate(name: str) -> Path:
     Raises:
         OSError: if it cannot be fetched; the next call goes on from there.
     """
-    return cached(name) or fetch(find(name))
+    here = cached(name)
+    if here is not None:
+        return here
+    file = find(name)
+    require_room([(cache_folder(), bytes_to_come(file))])
+    return fetch(file)
 
 
 def fetch(file: HubFile) -> Path:
@@ -296,6 +301,8 @@ def fetch(file: HubFile) -> Path:
         # It finds the blob, and gives it its name.
         path = hf_hub_download(file.repository, file.name, repo_type=file.kind)
     except FAILED as error:
+        if getattr(error, "errno", None):
+            raise _cannot_be_written(error) from None
         raise _no_answer(f"{file.repository}, {file.name}", error) from None
     return Path(path)
 
@@ -370,16 +377,14 @@ def _bring(file: HubFile, blob: Path) -> None:
         locks.mkdir(parents=True, exist_ok=True)
         lock = FileLock(locks / f"{file.digest}.kr1.lock").acquire()
     except OSError as error:
-        raise OSError(
-            f"The hub's cache in {cache_folder()} cannot be written"
-            f" ({error.strerror}): name another folder in HF_HOME."
-        ) from None
+        raise _cannot_be_written(error) from None
     with lock:
         # Another process may have been faster.
         if not blob.is_file():
             _drop_parts_of_other_contents(file, part)
             _fill(file, part)
             _check(file, part)
+            fsync(part)
             part.replace(blob)
 
 
@@ -451,6 +456,13 @@ def _digest(file: Path, like: str) -> str:
             return hashlib.file_digest(data, "sha256").hexdigest()
         content = data.read()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _cannot_be_written(error: OSError) -> OSError:
+    return OSError(
+        f"The hub's cache in {cache_folder()} cannot be written ({error.strerror}):"
+        " make room, or name another folder in HF_HOME."
+    )
 
 
 def _is_missing(error: Exception) -> bool:

@@ -20,6 +20,7 @@ COMMANDS = [
     ["bench", "training"],
     ["bench", "gpu"],
     ["miniwiki"],
+    ["data"],
     ["figures"],
 ]
 # `python -m` of a module, and the command that is the same.

@@ -270,3 +270,10 @@ def test_what_one_disk_cannot_hold_is_refused_before_anything_is_fetched(
 )
 def test_sizes_are_shown_as_a_reader_knows_them(size, shown):
     assert hub_files.shown_size(size) == shown
+
+
+def test_a_cache_that_cannot_be_written_is_said_in_a_sentence(large, tmp_path):
+    (tmp_path / "hub").write_text("a file where the cache should be")
+    path, said = fetch(large, tmp_path)
+    assert path is None
+    assert "cannot be written (Not a directory)" in last_line(said)

@@ -127,7 +127,7 @@ def test_without_trl_all_logits_are_computed_and_forecast(on_a_cpu, tmp_path):
     words = ["bench", "gpu", "--model", TINY, "--tokens", "48", "--csv", str(file)]
     code = (
         "import sys\n"
-        f"for name in {absent}: sys.modules[name] = None\n"
+        f"sys.modules.update(dict.fromkeys({absent}))\n"
         "from kr1_utils import cli\n"
         f"sys.exit(cli.main({words}))"
     )
