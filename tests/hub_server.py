@@ -88,8 +88,7 @@ class Hub:
             env=environment,
             text=True,
             capture_output=True,
-            timeout=600,
-            **more,
+            **{"timeout": 600} | more,
         )
 
 

@@ -52,10 +52,8 @@ LONG = 8192
 SMALL_ROWS = 8
 SMALL_TOKENS = PROMPT_TOKENS + 1536
 
-# No task begins later than this.
-MINUTES = 25
 # A generation that is slow ends here, shorter than it was to be.
-GENERATION_MINUTES = 10
+GENERATION_SECONDS = 600
 
 KEYS = ["what", "model", "rows", "tokens", "log_probabilities", "machine"]
 COLUMNS = [
@@ -85,12 +83,14 @@ class Task:
         model: whose shapes; its weights are random, so that nothing is downloaded.
         tokens: of a row, prompt included.
         rows: in one pass.
+        most_seconds: after which a generation ends.
     """
 
     what: str
     model: str
     tokens: int
     rows: int = 1
+    most_seconds: float = GENERATION_SECONDS
 
     @property
     def steps(self) -> int:
@@ -133,12 +133,12 @@ def run(arguments) -> int:
         OSError: if the CSV cannot be read or written.
     """
     rows = read_rows(arguments.csv)
+    end = time.monotonic() + 60 * arguments.minutes
     if not arguments.forecasts:
-        end = time.monotonic() + 60 * arguments.minutes
         measure_all(tasks(arguments.model, arguments.tokens), rows, arguments.csv, end)
     elif not arguments.csv:
         raise ValueError("--forecasts fills in a table: name it with --csv FILE.")
-    add_forecasts(rows, arguments.csv)
+    add_forecasts(rows, arguments.csv, end)
     table = pd.DataFrame(rows, columns=COLUMNS).round(3)
     if arguments.json:
         # NaN is no JSON.
@@ -224,21 +224,31 @@ def measure_all(
     for task in wanted:
         if task.key in there:
             continue
-        if time.monotonic() > end:
-            print("The time is over: the same command goes on.", file=sys.stderr)
+        if _is_over(end):
             return
-        row = measure(task)
+        most_seconds = min(GENERATION_SECONDS, end - time.monotonic())
+        row = measure(replace(task, most_seconds=most_seconds))
         rows.append(row)
         keep(rows, file)
         print(_shown(row), file=sys.stderr, flush=True)
 
 
-def add_forecasts(rows: list[dict], file: Path | None) -> None:
-    """Put the forecast beside each row that has none."""
+def add_forecasts(rows: list[dict], file: Path | None, end: float) -> None:
+    """Put the forecast beside each row that has none, until `end`."""
     for row in rows:
         if math.isnan(row["simulated_gib"]):
+            if _is_over(end):
+                return
             row["simulated_gib"] = forecast(row)
             keep(rows, file)
+
+
+def _is_over(end: float) -> bool:
+    """Whether the time is over; then it says so."""
+    is_over = time.monotonic() > end
+    if is_over:
+        print("The time is over: the same command goes on.", file=sys.stderr)
+    return is_over
 
 
 def _shown(row: dict) -> str:
@@ -340,7 +350,7 @@ def generate(task: Task) -> dict:
     settings = GenerationConfig(
         max_new_tokens=wanted,
         min_new_tokens=wanted,
-        max_time=60 * GENERATION_MINUTES,
+        max_time=task.most_seconds,
         do_sample=False,
         pad_token_id=0,
         use_cache=True,

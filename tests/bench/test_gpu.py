@@ -85,13 +85,13 @@ def test_a_training_step_changes_the_adapter_alone(on_a_cpu, monkeypatch):
     assert changed and all("lora_" in name for name in changed)
 
 
-def test_a_generation_writes_to_its_full_length(on_a_cpu, monkeypatch):
+def test_a_generation_writes_to_its_full_length(on_a_cpu):
     row = gpu.generate(gpu.Task("generate", TINY, 64))
     assert row["note"] == ""
     assert row["tokens_per_second"] == pytest.approx(32 / row["seconds"])
     # One that is too slow ends by time, and says so.
-    monkeypatch.setattr(gpu, "GENERATION_MINUTES", 0)
-    assert "ended by time" in gpu.generate(gpu.Task("generate", TINY, 64))["note"]
+    slow = gpu.Task("generate", TINY, 64, most_seconds=0)
+    assert "ended by time" in gpu.generate(slow)["note"]
 
 
 def test_a_generation_is_forecast_from_weights_and_cache():
@@ -203,7 +203,7 @@ def test_forecasts_are_put_beside_rows_of_another_machine(
     on_a_cpu, measured, tmp_path, monkeypatch
 ):
     file = tmp_path / "gpu.csv"
-    monkeypatch.setattr(gpu, "add_forecasts", lambda rows, file: None)
+    monkeypatch.setattr(gpu, "add_forecasts", lambda rows, file, end: None)
     gpu.run(arguments(csv=file))
     monkeypatch.undo()
     table = pd.read_csv(file).assign(machine="NVIDIA H100", simulated_gib=math.nan)

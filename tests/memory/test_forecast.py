@@ -84,6 +84,7 @@ print(open("/proc/self/status").read())
     "profile, tokens, gpu_gib, training, sampling, longest",
     [
         pytest.param("1.5b", 4096, 24, 6.9, 15.4, 32_512, marks=pytest.mark.slow),
+        pytest.param("3b", 4096, 24, 10.8, 18.4, 32_512, marks=pytest.mark.slow),
         ("7b", 8192, 80, 20.8, 52.1, 32_512),
         pytest.param("7b", 16384, 40, 25.3, 34.1, 32_512, marks=pytest.mark.slow),
         ("7b-4bit", 8192, 24, 11.9, 22.6, 9_030),

@@ -206,7 +206,8 @@ def test_the_originals_by_one_command(originals, tmp_path):
     settings = [f"--set={key}={json.dumps(value)}" for key, value in SHORT.items()]
     out = tmp_path / "out"
     words = ["run", "--profile", "1.5b", "--out", str(out), *settings]
-    done = originals.kr1(words, tmp_path / "cache")
+    # Two minutes, on a machine that does nothing else.
+    done = originals.kr1(words, tmp_path / "cache", timeout=3600)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "summary.json").read_text())
     assert summary["train_steps"] == 2
