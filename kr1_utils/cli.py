@@ -67,6 +67,7 @@ def _parser() -> _Parser:
     _add_bench(commands)
     _add_miniwiki(commands)
     _add_mine(commands)
+    _add_question_set(commands)
     _add_figures(commands)
     return parser
 
@@ -331,6 +332,8 @@ def _add_bench(commands) -> None:
             help="write the table here too, beside other profiles' or sizes'",
         )
         _add_json(benchmark)
+    # It runs where little is installed, and keeps each row as it comes.
+    benchmarks.choices["gpu"].set_defaults(call=_bench_gpu)
 
 
 def _add_bench_agent(benchmarks) -> None:
@@ -406,13 +409,15 @@ def _add_bench_gpu(benchmarks) -> None:
     parser = _add_command(
         benchmarks,
         "gpu",
-        "measure the memory of a training step on a GPU beside its forecast",
-        "kr1 bench gpu --tokens 1024 4096",
+        "measure memory and time of long training steps on a GPU, beside the forecast",
+        "kr1 bench gpu --csv gpu.csv",
+        "Weights are random, so that nothing is downloaded. What --csv has already is"
+        " not measured again.",
     )
     parser.add_argument(
         "--model",
         type=expand_home,
-        help="a folder or hub id instead of two sizes of Qwen2.5",
+        help="a folder or hub id instead of three sizes of Qwen2.5",
     )
     parser.add_argument(
         "--tokens",
@@ -420,6 +425,18 @@ def _add_bench_gpu(benchmarks) -> None:
         nargs="+",
         metavar="N",
         help="lengths of a row, its prompt included; 1024 to 16384 if not given",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=25,
+        metavar="N",
+        help="nothing more is begun then; 25 if not given",
+    )
+    parser.add_argument(
+        "--forecasts",
+        action="store_true",
+        help="only put the forecasts into --csv that it lacks; this needs no GPU",
     )
 
 
@@ -429,7 +446,13 @@ def _bench(arguments) -> None:
     run(arguments)
 
 
-# --- miniwiki, mine, figures ---
+def _bench_gpu(arguments) -> None:
+    from kr1_utils.bench.gpu import run
+
+    run(arguments)
+
+
+# --- miniwiki, mine, data, figures ---
 
 
 def _add_miniwiki(commands) -> None:
@@ -484,6 +507,29 @@ def _mine(arguments) -> None:
 
     said = mine(arguments.corpus, arguments.out, arguments.without, arguments.seed)
     print(said)
+
+
+def _add_question_set(commands) -> None:
+    parser = _add_command(
+        commands,
+        "data",
+        "fetch the test questions of a public data set from the hub",
+        "kr1 data bamboogle --out data/bamboogle",
+        "A run can be tested on them, and anyone's answers be scored.",
+    )
+    parser.set_defaults(
+        call=_question_set, interrupted="Interrupted: the same command goes on."
+    )
+    parser.add_argument("name", help="2wiki, hotpotqa, musique or bamboogle")
+    parser.add_argument(
+        "--out", type=_path, required=True, help="folder for test.jsonl"
+    )
+
+
+def _question_set(arguments) -> None:
+    from kr1_utils.question_sets import fetch_test_set
+
+    print(fetch_test_set(arguments.name, arguments.out))
 
 
 def _add_figures(commands) -> None:

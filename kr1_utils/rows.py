@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,12 +32,26 @@ SUFFIXES = (
 )
 
 # What reading raises: for bad JSON or UTF-8, a bad table, a .gz that is cut off or
-# broken inside, and one that is no .gz.
-_UNREADABLE = (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile)
+# broken inside, one that is no .gz, and a broken archive in one.
+_UNREADABLE = (
+    ValueError,
+    csv.Error,
+    EOFError,
+    zlib.error,
+    gzip.BadGzipFile,
+    tarfile.TarError,
+)
 
 # A field in quotes, up to the next tab; within it a quote is written twice.
 _QUOTED_FIELD = re.compile(r'"(?:[^"]|"")*"(?=\t|$)')
 _BARE_FIELD = re.compile(r"[^\t]*")
+
+# owner/name:FILE
+_HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:[^:]+")
+
+# What an archive of tar says of itself, and where.
+_TAR_MAGIC = b"ustar"
+_TAR_MAGIC_AT = 257
 
 # What Windows programs write before the first character of a file.
 _BYTE_ORDER_MARK = "\ufeff"
@@ -89,6 +104,11 @@ def read_rows(source: str | os.PathLike, split: str = "train") -> Iterator[dict]
         raise FileNotFoundError(f"No file {source}.")
 
 
+def is_hub_file(name: str) -> bool:
+    """Whether this reads as a file of the hub, `owner/name:FILE`."""
+    return _HUB_FILE.fullmatch(name) is not None
+
+
 def _may_be_hub_id(source: str) -> bool:
     """Whether this reads as `owner/name`, and not as the name of a file."""
     return source.count("/") == 1 and not source.endswith(SUFFIXES)
@@ -118,9 +138,56 @@ def import_datasets():
 def _read_file(file: Path) -> Iterator[dict]:
     suffix = Path(file.name.removesuffix(".gz")).suffix
     read = _READERS.get(suffix, _read_json)
-    open_file = gzip.open if file.suffix == ".gz" else Path.open
-    with open_file(file, "rb") as stream:
-        yield from read(file, stream)
+    if file.suffix != ".gz":
+        with file.open("rb") as stream:
+            yield from read(file, stream)
+        return
+    with gzip.open(file, "rb") as stream:
+        if _holds_an_archive(stream):
+            yield from _read_archive(file, stream, read)
+        else:
+            yield from read(file, stream)
+
+
+def _holds_an_archive(stream: gzip.GzipFile) -> bool:
+    """Whether a .gz holds an archive of tar, whatever its name says.
+
+    What cannot be read is left to the reader, which names it.
+    """
+    try:
+        head = stream.read(_TAR_MAGIC_AT + len(_TAR_MAGIC))
+        stream.seek(0)
+    except _UNREADABLE:
+        stream.seek(0)
+        return False
+    return head.endswith(_TAR_MAGIC) and len(head) > _TAR_MAGIC_AT
+
+
+def _read_archive(
+    file: Path,
+    stream: gzip.GzipFile,
+    read: Callable[[Path, io.BufferedIOBase], Iterator[dict]],
+) -> Iterator[dict]:
+    """The rows of the one file in an archive.
+
+    Search-R1's wiki-18.jsonl.gz is one: gzip over tar over one file of JSON lines.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            members = (member for member in archive if member.isfile())
+            member = next(members, None)
+            if member is None:
+                raise ValueError("it holds no file.")
+            yield from read(file, archive.extractfile(member))
+            for other in members:
+                raise ValueError(f"it holds {other.name} too.")
+            # The archive ends before the .gz, whose checksum is looked at here.
+            while stream.read(2**20):
+                pass
+    except UnreadableRowError:
+        raise
+    except _UNREADABLE as error:
+        raise UnreadableRowError(file, "an archive of one file", str(error)) from None
 
 
 class _Lines:

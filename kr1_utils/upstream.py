@@ -190,6 +190,25 @@ PRIVATE = (
         " library takes that for the name of one of its functions.",
     ),
     Private(
+        "huggingface_hub:file_download",
+        "http_get",
+        "called",
+        "hub_files.py",
+        "`hf_hub_download` removes what a broken-off download has brought; this goes on"
+        " from there.",
+        (
+            "url",
+            "temp_file",
+            "resume_size",
+            "headers",
+            "expected_size",
+            "displayed_filename",
+            "tqdm_class",
+            "_nb_retries",
+            "_tqdm_bar",
+        ),
+    ),
+    Private(
         GRPO_TRAINER,
         "_generate",
         "called",

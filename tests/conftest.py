@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hub_server import running_hub
 from hypothesis import HealthCheck, settings
 from transformers import AutoTokenizer
 
@@ -63,6 +64,13 @@ def smollm2_tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
+
+
+@pytest.fixture
+def hub():
+    """A hub on loopback, in which nothing is yet."""
+    with running_hub() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ COMMANDS = [
     ["bench", "gpu"],
     ["miniwiki"],
     ["mine"],
+    ["data"],
     ["figures"],
 ]
 # `python -m` of a module, and the command that is the same.
@@ -265,10 +266,12 @@ def test_the_summary_of_a_run_is_printed(monkeypatch, capsys):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bench_hands_its_words_over(words, expected, monkeypatch):
+    from kr1_utils.bench import gpu
     from kr1_utils.bench import run as bench_run
 
     seen = []
-    monkeypatch.setattr(bench_run, "run", seen.append)
+    for module in (bench_run, gpu):
+        monkeypatch.setattr(module, "run", seen.append)
     assert cli.main(["bench", *words]) == 0
     given = vars(seen[0])
     assert given["what"] == words[0]

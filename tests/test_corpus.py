@@ -604,10 +604,23 @@ def test_one_file_of_questions_is_split_for_a_profile_that_tests_on_a_part(tmp_p
     assert ids(corpus.load_split(where, "train", 2)) == ["4"]
 
 
-@pytest.mark.parametrize("name", ["smol", "1.5b", "7b", "7b-4bit"])
-def test_profile_without_a_corpus_asks_for_data(name):
-    with pytest.raises(ValueError, match=f"{name} has no corpus of its own"):
-        corpus.locate_files(profiles.resolve(name))
+def test_profile_without_a_corpus_asks_for_data():
+    with pytest.raises(ValueError, match="smol has no corpus of its own"):
+        corpus.locate_files(profiles.resolve("smol"))
+
+
+@pytest.mark.parametrize("name", ["1.5b", "3b", "7b", "7b-4bit"])
+def test_files_on_the_hub_are_named_before_they_are_fetched(name, tmp_path):
+    profile = profiles.resolve(name)
+    named = corpus.named_files(profile)
+    assert named["passages"] == "PeterJinGo/wiki-18-corpus:wiki-18.jsonl.gz"
+    assert named["train"] == "hzy/kr1_2wiki:train"
+    assert named["test"] == "hzy/kr1_2wiki:test"
+    # Your own folder comes in the place of all of them.
+    (tmp_path / "passages.jsonl").write_text(jsonl(PASSAGE))
+    own = corpus.named_files(profile, str(tmp_path))
+    assert own["passages"] == tmp_path / "passages.jsonl"
+    assert own["train"] is None
 
 
 def test_own_data_without_passages_is_refused(tmp_path):

@@ -2,9 +2,11 @@
 
 import csv
 import gzip
+import io
 import json
 import pickle
 import sys
+import tarfile
 
 import pandas as pd
 import pytest
@@ -243,6 +245,55 @@ def test_a_compressed_file_that_was_cut_off_is_named(tmp_path, name):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=name):
             corpus.load_passages(file)
+
+
+def tar_gz(*files):
+    """An archive of these (name, content), compressed."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            if name.endswith("/"):
+                member.type = tarfile.DIRTYPE
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("name", ["lines.jsonl", "list.json", "c.tsv"])
+def test_an_archive_of_one_file_is_read_as_that_file(tmp_path, name):
+    # So wiki-18.jsonl.gz is published: gzip over tar over JSON lines.
+    file = tmp_path / f"{name}.gz"
+    file.write_bytes(tar_gz(("data/wiki_dump.jsonl", TEXTS[name].encode())))
+    assert list(read_rows(file)) == [PASSAGE, PASSAGE]
+
+
+def test_an_archive_of_none_or_of_two_files_is_refused(tmp_path):
+    file = tmp_path / "c.jsonl.gz"
+    lines = jsonl(PASSAGE).encode()
+    none = [("a/", b"")]
+    two = [("a", lines), ("b", lines)]
+    for files, reason in [(none, "holds no file"), (two, "holds b too")]:
+        file.write_bytes(tar_gz(*files))
+        with pytest.raises(UnreadableRowError, match=f"c.jsonl.gz.*{reason}"):
+            list(read_rows(file))
+
+
+def test_an_archive_that_was_cut_off_is_named(tmp_path):
+    lines = "".join(jsonl({**PASSAGE, "id": str(n)}) for n in range(20_000))
+    whole = tar_gz(("c.jsonl", lines.encode()))
+    file = tmp_path / "c.jsonl.gz"
+    for length in (len(whole) // 2, len(whole) - 12):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UnreadableRowError, match="c.jsonl.gz"):
+            list(read_rows(file))
+
+
+def test_a_bad_line_in_an_archive_is_named_by_its_number(tmp_path):
+    file = tmp_path / "c.jsonl.gz"
+    file.write_bytes(tar_gz(("c.jsonl", (jsonl(PASSAGE) + "{no").encode())))
+    with pytest.raises(UnreadableRowError, match="c.jsonl.gz, line 2 is not JSON"):
+        list(read_rows(file))
 
 
 @pytest.mark.parametrize("name", TEXTS)

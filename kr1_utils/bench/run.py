@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kr1_utils.bench import agent, busy, gpu, retrieval, training
+from kr1_utils.bench import agent, busy, retrieval, training
 from kr1_utils.files import write_text
 
 
@@ -77,12 +77,6 @@ BENCHMARKS = {
         keys=["machine"],
         settings=[],
         for_print=times_the_quiet_one,
-    ),
-    "gpu": Benchmark(
-        gpu.measure,
-        keys=["model", "tokens", "machine"],
-        settings=[],
-        for_print=lambda table: table,
     ),
 }
 

@@ -20,15 +20,21 @@ try:
     from torch.utils._pytree import tree_map_only
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from trl.kernels import chunked_logprob
-    from trl.trainer.utils import add_fused_lm_head
 except ImportError:
     torch = missing("train")
     LoraConfig = get_peft_model = missing("train")
     FakeTensorMode = TorchDispatchMode = tree_map_only = missing("train")
     AttentionInterface = AutoModelForCausalLM = missing("train")
-    sdpa_attention_forward = add_fused_lm_head = missing("train")
-    chunked_logprob = missing("train")
+    sdpa_attention_forward = missing("train")
+# A step whose log-probabilities are not `chunked` needs no TRL.
+try:
+    from trl.kernels import chunked_logprob
+    from trl.trainer.utils import add_fused_lm_head
+
+    HAS_TRL = True
+except ImportError:
+    chunked_logprob = add_fused_lm_head = missing("train")
+    HAS_TRL = False
 
 GIB = 2**30
 
@@ -218,7 +224,7 @@ def simulate(config, step: Step) -> LiveBytes:
     config = copy.deepcopy(config)
     config.use_cache = False
     model = build_model(config, step)
-    kernels = folded_in_place() if step.triton else nullcontext()
+    kernels = folded_in_place() if step.triton and step.chunked else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), live, kernels:
         _give_storage(model, live, step)
         live.label = "optimizer"

@@ -1,13 +1,16 @@
 """Owns the dry run: what a run would take, said before it."""
 
-from kr1_utils.corpus import locate_files
+from kr1_utils.corpus import named_files
 from kr1_utils.extras import missing
 from kr1_utils.files import in_repository
+from kr1_utils.hub_files import SMOLLM2, shown_size
 from kr1_utils.memory.forecast import count_parameters, forecast, show
 from kr1_utils.memory.measure import this_gpu
 from kr1_utils.models import lora_config
 from kr1_utils.profiles import Profile, own_settings, resolve
+from kr1_utils.reproduce import downloads
 from kr1_utils.reproduce.stages import Request
+from kr1_utils.rows import is_hub_file
 from kr1_utils.trainer import grpo_config
 
 try:
@@ -42,7 +45,8 @@ def dry_run(request: Request, gpu_gib: int | None = None) -> str:
     """What a run would take: settings, memory, hours and downloads.
 
     All arguments are resolved, and TRL's, PEFT's and vLLM's settings are built as a run
-    builds them. Nothing is written, fetched or loaded. The hours are an estimate.
+    builds them. Nothing is written, fetched or loaded; the hub is asked for sizes and
+    licences. The hours are an estimate.
 
     Args:
         gpu_gib: the GPU's memory; None is this machine's, or 80 GiB without a GPU.
@@ -53,7 +57,7 @@ def dry_run(request: Request, gpu_gib: int | None = None) -> str:
     profile = resolve(request.profile, request.overrides)
     if request.data:
         # It refuses a folder without passages.
-        locate_files(profile, request.data)
+        named_files(profile, request.data)
     config = grpo_config(
         profile,
         request.seed,
@@ -121,12 +125,14 @@ def _time_lines(profile: Profile, config, weights: int) -> list[str]:
 
 
 def _download_lines(profile: Profile, data: str, weights: int) -> list[str]:
-    """What a run would fetch: the model's weights, and passages."""
-    size = f"{2 * weights / 1e9:.1f} GB"
+    """What a run would fetch, and what it has."""
+    # Weights are published in 16 bits.
+    lines = downloads.listing(profile, data, 2.0 * weights)
     if in_repository(profile.model).is_dir():
-        size = "here already"
-    return [
-        "downloads",
-        f"  {profile.model}: {size}",
-        f"  passages and questions: {data or profile.corpus or 'yours, in --data'}",
-    ]
+        lines.append(f"{profile.model}: here already")
+    elif profile.model == SMOLLM2:
+        lines.append(f"{profile.model}: {shown_size(2.0 * weights)}")
+    if data or not is_hub_file(profile.corpus):
+        corpus = data or profile.corpus or "yours, in --data"
+        lines.append(f"passages and questions: {corpus}")
+    return ["downloads", *(f"  {line}" for line in lines)]

@@ -20,6 +20,7 @@ from kr1_utils.corpus import locate_files
 from kr1_utils.files import expand_home, in_repository, shipped, write_text
 from kr1_utils.notebook import COLD_START_MODEL, index_folder, setup
 from kr1_utils.profiles import Profile, resolve
+from kr1_utils.reproduce import downloads
 from kr1_utils.reproduce.accelerate import Spread, launch
 from kr1_utils.reproduce.papermill import run_notebook
 from kr1_utils.retriever.build import fingerprint
@@ -96,6 +97,8 @@ class Request:
 def reproduce(request: Request) -> dict:
     """Run what is asked for, stage by stage, and say how each went.
 
+    What the profile names on the hub is fetched first.
+
     Returns:
         what summary.json then holds, with the seconds of each notebook.
 
@@ -120,6 +123,7 @@ def reproduce(request: Request) -> dict:
     spread = _spread(request, profile)
     parameters = _with_absolute_paths(parameters)
     with _acquire_lock(out):
+        downloads.fetch(profile, parameters["DATA"], index_folder(out))
         current_stamp = _stamp_of_inputs(profile, parameters["DATA"])
         for stage in stages:
             stage_spread = spread if stage is TRAINING else None

@@ -14,16 +14,7 @@ REFERENCE = REPO / "data" / "reference"
 AGENT = pd.read_csv(REFERENCE / "bench_agent.csv").query("profile == 'tiny'")
 RETRIEVAL = pd.read_csv(REFERENCE / "bench_retrieval.csv")
 TRAINING = pd.read_csv(REFERENCE / "bench_training.csv")
-GPU = pd.DataFrame(
-    {
-        "model": ["a", "a"],
-        "tokens": [1024, 4096],
-        "measured_gib": [4.004, float("nan")],
-        "simulated_gib": [4.123, 5.0],
-        "machine": "NVIDIA H100",
-    }
-)
-TABLES = {"agent": AGENT, "retrieval": RETRIEVAL, "training": TRAINING, "gpu": GPU}
+TABLES = {"agent": AGENT, "retrieval": RETRIEVAL, "training": TRAINING}
 
 
 @pytest.fixture(autouse=True)
@@ -74,11 +65,6 @@ def test_training_is_compared_with_trl_on_the_same_batch(capsys):
     assert ratios[-1] == round(seconds[-1] / seconds[-2], 2)
 
 
-def test_memory_of_a_gpu_keeps_its_digits(capsys):
-    measure("gpu")
-    assert "4.004" in capsys.readouterr().out
-
-
 def test_json_of_the_agent_has_the_numbers_of_each_way(capsys):
     result = printed_json(capsys, "agent")
     assert result["profile"] == "tiny" and result["questions"] == 256
@@ -106,11 +92,6 @@ def test_json_of_training_has_a_row_for_each_batch_and_way(capsys):
     assert result["rows"][0]["way"] == "trl"
 
 
-def test_json_has_null_for_what_was_not_measured(capsys):
-    rows = printed_json(capsys, "gpu")["rows"]
-    assert [row["measured_gib"] for row in rows] == [4.004, None]
-
-
 @pytest.mark.parametrize("what", TABLES)
 def test_csv_is_written_and_written_again_without_doubling(what, tmp_path):
     file = tmp_path / "bench.csv"
@@ -126,7 +107,6 @@ def test_csv_is_written_and_written_again_without_doubling(what, tmp_path):
         ("agent", "profile", "other"),
         ("retrieval", "passages", 5),
         ("training", "lengths", "other"),
-        ("gpu", "machine", "NVIDIA H200"),
     ],
 )
 def test_csv_keeps_rows_of_other_profiles_and_sizes(what, column, other, tmp_path):

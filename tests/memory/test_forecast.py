@@ -23,7 +23,12 @@ from kr1_utils.profiles import resolve
 
 @pytest.mark.parametrize(
     "profile, count",
-    [("smol", 134_515_008), ("1.5b", 1_543_714_304), ("7b", 7_615_616_512)],
+    [
+        ("smol", 134_515_008),
+        ("1.5b", 1_543_714_304),
+        ("3b", 3_085_938_688),
+        ("7b", 7_615_616_512),
+    ],
 )
 def test_config_that_is_shipped_has_the_shapes_of_its_model(profile, count):
     assert memory.count_parameters(resolve(profile).model) == count
@@ -79,6 +84,7 @@ print(open("/proc/self/status").read())
     "profile, tokens, gpu_gib, training, sampling, longest",
     [
         pytest.param("1.5b", 4096, 24, 6.9, 15.4, 32_512, marks=pytest.mark.slow),
+        pytest.param("3b", 4096, 24, 10.8, 18.4, 32_512, marks=pytest.mark.slow),
         ("7b", 8192, 80, 20.8, 52.1, 32_512),
         pytest.param("7b", 16384, 40, 25.3, 34.1, 32_512, marks=pytest.mark.slow),
         ("7b-4bit", 8192, 24, 11.9, 22.6, 9_030),
