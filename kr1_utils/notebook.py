@@ -10,6 +10,7 @@ from tqdm import tqdm
 from kr1_utils.corpus import locate_files
 from kr1_utils.files import REPO, data_folder, display_path, expand_home
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
+from kr1_utils.runs import SHIPPED_RUN
 
 
 def start() -> None:
@@ -125,7 +126,7 @@ def run_or_shipped(file: Path) -> Path:
     """
     if file.exists():
         return file
-    reference = REPO / "data" / "reference" / "tiny" / "seed42" / file.name
+    reference = REPO / SHIPPED_RUN / file.name
     if not reference.exists():
         raise FileNotFoundError(
             f"{display_path(file)} is not there: run 03_train_grpo first."

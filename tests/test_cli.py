@@ -16,9 +16,12 @@ COMMANDS = [
     ["memory"],
     ["bench"],
     ["bench", "agent"],
+    ["bench", "ask"],
     ["bench", "retrieval"],
     ["bench", "training"],
     ["bench", "gpu"],
+    ["ask"],
+    ["push"],
     ["miniwiki"],
     ["figures"],
 ]
