@@ -136,7 +136,9 @@ def read_scores(run: Run, summary: dict) -> list[Score]:
                 # There were no such questions.
                 continue
             points = _points(name, summary, predictions)
-            if points and not math.isclose(sum(points) / len(points), value, abs_tol=1e-6):
+            if points and not math.isclose(
+                sum(points) / len(points), value, abs_tol=1e-6
+            ):
                 raise ValueError(
                     f"{display_path(run.folder)}: summary.json and {file} are of"
                     f" different evaluations ({name}_{when}): run 04_evaluate again."
@@ -213,8 +215,8 @@ def _description(base: Base) -> str:
         " between `<search>` and `</search>` or its answer between `<answer>` and"
         " `</answer>`. What a query finds comes back between `<context>` and"
         " `</context>`. The method is that of"
-        " [Knowledge-R1](https://github.com/hzy312/knowledge-r1): GRPO with a reward for"
-        " the right answer and one for the format."
+        " [Knowledge-R1](https://github.com/hzy312/knowledge-r1): GRPO with a reward"
+        " for the right answer and one for the format."
     )
 
 
@@ -224,9 +226,7 @@ def _training(run: Run, summary: dict) -> str:
     if run.has_adapter:
         weights = f"LoRA (r {profile.lora_r}) on every linear layer"
     steps = summary.get("train_steps", profile.grpo["max_steps"])
-    settings = [
-        f"{key} {profile.grpo[key]}" for key in SETTINGS if key in profile.grpo
-    ]
+    settings = [f"{key} {profile.grpo[key]}" for key in SETTINGS if key in profile.grpo]
     limits = [f"{key} {value}" for key, value in vars(profile.limits).items()]
     return (
         f"{steps} steps of GRPO on the training questions of `{data_name(run)}`, BM25"

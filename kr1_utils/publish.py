@@ -11,9 +11,8 @@ from pathlib import Path
 
 from kr1_utils.extras import missing
 from kr1_utils.files import display_path, in_repository, replace_folder, write_text
-from kr1_utils.gguf_file import is_gguf
 from kr1_utils.model_card import Base, goes_alone, model_card
-from kr1_utils.runs import Run, read_run
+from kr1_utils.runs import Run, locate_run, read_run
 
 try:
     from httpx import HTTPError
@@ -72,22 +71,23 @@ def push(request: Request, dry_run: bool = False) -> str:
         ImportError: without the extra [train].
     """
     _check_name(request.to)
-    run = read_run(request.out)
-    summary = _read_summary(run)
+    folder = locate_run(request.out)
+    summary = _read_summary(folder)
+    run = read_run(folder)
     if not dry_run:
         _require_token()
     base = _base_of(run, request.base)
     licence = request.licence or _licence_of(base)
     card = model_card(run, summary, request.to, base, licence)
-    folder = _make_folder(run, base, card)
+    made = _make_folder(run, base, card)
     if dry_run:
         where = (
-            f"Nothing was uploaded. Look at {display_path(folder)}; without --dry-run"
+            f"Nothing was uploaded. Look at {display_path(made)}; without --dry-run"
             f" it becomes {request.to}."
         )
     else:
-        where = f"Uploaded: {_upload(folder, request)}"
-    return f"{_listing(folder)}\n{where}"
+        where = f"Uploaded: {_upload(made, request)}"
+    return f"{_listing(made)}\n{where}"
 
 
 # --- before any work ---
@@ -102,8 +102,8 @@ def _check_name(name: str) -> None:
         raise ValueError(f"--to {name} must be USER/NAME, such as ada/my-agent.")
 
 
-def _read_summary(run: Run) -> dict:
-    file = run.folder / "summary.json"
+def _read_summary(folder: Path) -> dict:
+    file = folder / "summary.json"
     if not file.is_file():
         raise FileNotFoundError(
             f"{display_path(file)} is not there: run 04_evaluate first, for a model"
@@ -130,7 +130,7 @@ def _base_of(run: Run, named: str) -> Base:
     place = in_repository(told)
     if place.exists():
         return Base("", str(place))
-    is_path = Path(told).is_absolute() or is_gguf(told)
+    is_path = Path(told).is_absolute() or told.lower().endswith(".gguf")
     if is_path and run.has_adapter:
         raise FileNotFoundError(
             f"The base model {told} is not here: name its id on the hub with --base."

@@ -42,11 +42,33 @@ class Run:
         return (self.checkpoint / "adapter_config.json").is_file()
 
 
+def locate_run(folder: str | os.PathLike) -> Path:
+    """The folder of a run in which something was trained.
+
+    Args:
+        folder: relative to the current folder or the repository.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing was trained in it.
+    """
+    named = expand_home(folder, "The folder of a run")
+    place = Path(named) if Path(named).is_dir() else in_repository(named)
+    if not place.is_dir():
+        raise FileNotFoundError(f"No folder {named}: name the folder of a run.")
+    weights = ("adapter_config.json", "config.json")
+    if not any((place / "checkpoint" / name).is_file() for name in weights):
+        raise FileNotFoundError(
+            f"{display_path(place)} holds no trained agent (no checkpoint/): run"
+            " 03_train_grpo with this folder as OUT first."
+        )
+    return place
+
+
 def read_run(folder: str | os.PathLike, profile: str = "") -> Run:
     """The run in `folder`.
 
     Args:
-        folder: relative to the current folder or the repository.
+        folder: see `locate_run`.
         profile: name of its profile, for a folder that does not say; "" takes what it
             says.
 
@@ -54,17 +76,7 @@ def read_run(folder: str | os.PathLike, profile: str = "") -> Run:
         FileNotFoundError: if there is no such folder, or nothing was trained in it.
         ValueError: if it does not say its profile, or says one that is unknown.
     """
-    named = expand_home(folder, "The folder of a run")
-    folder = Path(named) if Path(named).is_dir() else in_repository(named)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"No folder {named}: name the folder of a run.")
-    checkpoint = folder / "checkpoint"
-    weights = ("adapter_config.json", "config.json")
-    if not any((checkpoint / name).is_file() for name in weights):
-        raise FileNotFoundError(
-            f"{display_path(folder)} holds no trained agent (no checkpoint/): run"
-            " 03_train_grpo with this folder as OUT first."
-        )
+    folder = locate_run(folder)
     told = _parameters(folder)
     name = profile or told.get("PROFILE") or _profile_of_summary(folder)
     if not name:
@@ -75,7 +87,7 @@ def read_run(folder: str | os.PathLike, profile: str = "") -> Run:
     # What was set is of the profile that the run had.
     overrides = told.get("OVERRIDES") if name == told.get("PROFILE") else None
     resolved = resolve(name, overrides)
-    return Run(folder, resolved, told.get("DATA") or "", checkpoint)
+    return Run(folder, resolved, told.get("DATA") or "", folder / "checkpoint")
 
 
 def find_run(profile: str = "") -> Run:

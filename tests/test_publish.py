@@ -158,7 +158,7 @@ def hub():
 
 
 def push(hub, run, *words, token=None):
-    """`kr1 push` in a process of its own, for the hub's address is read at its start."""
+    """`kr1 push` in a process of its own: the address is read when it starts."""
     own = hub.environment(run.parent / "home")
     if token is not None:
         own["HF_TOKEN"] = token

@@ -198,7 +198,9 @@ def test_the_prompt_answers_until_it_is_closed(agent, monkeypatch):
     assert not waiting
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("gone"), RuntimeError()])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError("gone"), RuntimeError()]
+)
 def test_the_prompt_outlives_a_reply_that_fails_or_is_stopped(
     agent, monkeypatch, error, capsys
 ):

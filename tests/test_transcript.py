@@ -61,7 +61,11 @@ def test_titles_stand_below_the_search_that_found_them(tokenizer):
     turns = [SEARCH, THINK, SEARCH, ANSWER]
     trajectory = converse(tokenizer, turns, Numbered())
     found = [
-        [step.text for step in steps_of_turn(trajectory, number) if step.kind == "found"]
+        [
+            step.text
+            for step in steps_of_turn(trajectory, number)
+            if step.kind == "found"
+        ]
         for number in range(4)
     ]
     assert found == [["title 1"], [], ["title 2"], []]

@@ -119,11 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, asked):
         self.server.created.append(asked)
         name = f"{asked['organization']}/{asked['name']}"
-        if name in self.server.files:
-            self._reply({"error": "You already created this model"}, 409)
-            return
-        self.server.files[name] = {}
-        self._reply({"url": f"{self.server.url}/{name}"})
+        status = 409 if name in self.server.files else 200
+        self.server.files.setdefault(name, {})
+        self._reply({"url": f"{self.server.url}/{name}"}, status)
 
     def _preupload(self, asked):
         told = []

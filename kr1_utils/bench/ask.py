@@ -44,7 +44,7 @@ def measure_starts(
         starts: of the command.
 
     Returns:
-        two rows, `first` and `next`: `profile`, `answer`, `measured` (how many answers),
+        two rows, `first` and `next`: `profile`, `answer`, `measured` (how many),
         `seconds` (the median), `slowest`, `machine`.
 
     Raises:
