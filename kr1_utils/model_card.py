@@ -21,7 +21,7 @@ except ImportError:
 SCORES = {
     "em": "exact match",
     "f1": "F1",
-    "em_single": "exact match, single-hop questions",
+    "em_single": "exact match, single-hop questions beside them",
     "format": "conversations in the right format",
     "searches": "searches per question",
     "response_length": "sampled tokens per question",
@@ -57,7 +57,7 @@ class Score:
     """One score, before or after training.
 
     Attributes:
-        interval: of 95 %; None where the answers to the single questions are not there.
+        interval: of 95 %; None where single answers are not there, or all alike.
     """
 
     name: str
@@ -102,7 +102,7 @@ def model_card(run: Run, summary: dict, name: str, base: Base, licence: str) -> 
         "## Scores",
         _score_table(summary, scores),
         "## Training",
-        _training(run, summary),
+        _training(run, summary, base),
         "## Use",
         _use(run, name, base),
         "## Licence",
@@ -143,7 +143,7 @@ def read_scores(run: Run, summary: dict) -> list[Score]:
                     f"{display_path(run.folder)}: summary.json and {file} are of"
                     f" different evaluations ({name}_{when}): run 04_evaluate again."
                 )
-            interval = _interval(points, run, summary) if points else None
+            interval = _interval(points, run, summary)
             scores.append(Score(name, when, value, interval))
     return scores
 
@@ -162,7 +162,12 @@ def _points(name: str, summary: dict, predictions: list[dict]) -> list[float]:
     return [float(prediction[column]) for prediction in part]
 
 
-def _interval(points: list[float], run: Run, summary: dict) -> tuple[float, float]:
+def _interval(
+    points: list[float], run: Run, summary: dict
+) -> tuple[float, float] | None:
+    if len(set(points)) < 2:
+        # None are known, or all are the same: an interval would claim too much.
+        return None
     samples = run.profile.bootstrap_samples
     _, low, high = bootstrap(points, samples, summary.get("seed", 0))
     return low, high
@@ -220,11 +225,13 @@ def _description(base: Base) -> str:
     )
 
 
-def _training(run: Run, summary: dict) -> str:
+def _training(run: Run, summary: dict, base: Base) -> str:
     profile = run.profile
     weights = "all weights"
     if run.has_adapter:
         weights = f"LoRA (r {profile.lora_r}) on every linear layer"
+        if not goes_alone(run, base):
+            weights += ", merged into the weights"
     steps = summary.get("train_steps", profile.grpo["max_steps"])
     settings = [f"{key} {profile.grpo[key]}" for key in SETTINGS if key in profile.grpo]
     limits = [f"{key} {value}" for key, value in vars(profile.limits).items()]

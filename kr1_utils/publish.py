@@ -204,12 +204,18 @@ def _listing(folder: Path) -> str:
     sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     sizes["in all"] = sum(sizes.values())
     width = max(map(len, sizes))
-    lines = [f"{name:{width}}  {_megabytes(size):>12}" for name, size in sizes.items()]
-    return "\n".join(lines)
+    return "\n".join(
+        f"{name:{width}}  {_readable(size):>10}" for name, size in sizes.items()
+    )
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.3f} MB"
+def _readable(size: float) -> str:
+    """Bytes in the unit in which they are at least 1."""
+    for unit, digits in (("B", 0), ("kB", 1), ("MB", 1)):
+        if size < 1000:
+            return f"{size:.{digits}f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"
 
 
 def _upload(folder: Path, request: Request) -> str:

@@ -11,7 +11,13 @@ from typing import TextIO
 
 from kr1_utils.agent import Trajectory
 from kr1_utils.ask import Agent, open_agent
+from kr1_utils.extras import missing
 from kr1_utils.transcript import Step, line, steps_of_end, steps_of_turn
+
+try:
+    from transformers.utils.logging import disable_progress_bar
+except ImportError:
+    disable_progress_bar = missing("train")
 
 PROMPT = "kr1> "
 # Of the prompt, in the home folder.
@@ -46,9 +52,7 @@ def run(arguments) -> None:
 def _open(arguments) -> Agent:
     """The agent that was asked for. What libraries print meanwhile is no answer."""
     with contextlib.redirect_stdout(sys.stderr):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
+        disable_progress_bar()
         agent = open_agent(
             profile=arguments.profile,
             run=arguments.run,
