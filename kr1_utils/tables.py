@@ -482,9 +482,11 @@ def asking() -> str:
                 str(row["measured"]),
                 f"{row['seconds']:.2f}",
                 f"{row['slowest']:.2f}",
+                f"{row['cpu_seconds']:.2f}",
             ]
         )
-    return markdown(["", "answers", "median, seconds", "slowest"], rows)
+    header = ["", "answers", "median, seconds", "slowest", "seconds of CPU"]
+    return markdown(header, rows)
 
 
 def busy_machine() -> str:

@@ -20,6 +20,7 @@ def test_the_first_answer_is_told_from_the_next_ones():
     # It loads all libraries, the model and the index.
     assert rows["seconds"]["first"] > rows["slowest"]["next"] > 0
     assert (rows["slowest"] >= rows["seconds"]).all()
+    assert rows["cpu_seconds"]["first"] > rows["cpu_seconds"]["next"]
 
 
 def test_a_command_that_fails_is_no_measurement():
