@@ -122,10 +122,11 @@ def open_agent(
             index that do not serve.
     """
     setup = _locate(profile, run, model, adapter)
-    # Before the model, which takes longer, so that a wrong name is said at once.
+    # A wrong name is said before anything is loaded, and a wrong model before an index
+    # is made, which takes longest.
     passages = _locate_passages(setup, data)
-    retriever = _open_retriever(setup, passages, index)
     network, tokenizer = models.load_profile(setup.profile, setup.adapter)
+    retriever = _open_retriever(setup, passages, index)
     chat = ChatFormat.from_tokenizer(tokenizer)
     engine = TransformersEngine(network, tokenizer, chat.end_of_turn, temperature=0)
     return Agent(
