@@ -65,6 +65,8 @@ def _parser() -> _Parser:
     _add_score(commands)
     _add_memory(commands)
     _add_bench(commands)
+    _add_ask(commands)
+    _add_push(commands)
     _add_miniwiki(commands)
     _add_mine(commands)
     _add_question_set(commands)
@@ -320,6 +322,7 @@ def _add_bench(commands) -> None:
         required=True,
     )
     _add_bench_agent(benchmarks)
+    _add_bench_ask(benchmarks)
     _add_bench_retrieval(benchmarks)
     _add_bench_training(benchmarks)
     _add_bench_busy(benchmarks)
@@ -357,6 +360,30 @@ def _add_bench_agent(benchmarks) -> None:
         "--adapter",
         type=expand_home,
         help="a trained adapter, merged into the model first",
+    )
+
+
+def _add_bench_ask(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "ask",
+        "measure how long kr1 ask takes to its first answer, and to each next one",
+        "kr1 bench ask --starts 3 --questions 20",
+    )
+    parser.add_argument(
+        "--profile", default="tiny", help="whose agent; tiny if not given"
+    )
+    _add_run_folder(parser)
+    _add_data(parser)
+    parser.add_argument(
+        "--starts", type=int, default=3, metavar="N", help="3 if not given"
+    )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=20,
+        metavar="N",
+        help="asked after the first one, at each start; 20 if not given",
     )
 
 
@@ -450,6 +477,109 @@ def _bench_gpu(arguments) -> None:
     from kr1_utils.bench.gpu import run
 
     run(arguments)
+
+
+# --- ask, push ---
+
+
+def _add_ask(commands) -> None:
+    parser = _add_command(
+        commands,
+        "ask",
+        "ask a trained agent",
+        'kr1 ask "Who directed The Lonely Voyage?"',
+        "Thoughts, searches and titles are printed as they come. Without a question it"
+        " is a prompt; questions may also come through a pipe, one per line.",
+    )
+    parser.set_defaults(call=_ask, interrupted="Interrupted.")
+    parser.add_argument("question", nargs="*", help="in your own words")
+    parser.add_argument(
+        "--profile",
+        default="",
+        help="whose limits and corpus; the run's, or tiny, if not given",
+    )
+    _add_run_folder(parser)
+    parser.add_argument(
+        "--model",
+        type=expand_home,
+        default="",
+        help="a folder, GGUF file or hub id instead of the run's",
+    )
+    parser.add_argument(
+        "--adapter",
+        type=expand_home,
+        default="",
+        help="the folder of a trained adapter instead of the run's",
+    )
+    parser.add_argument(
+        "--data",
+        type=expand_home,
+        default="",
+        help="your own passages: a file of them, or a folder with passages.jsonl",
+    )
+    parser.add_argument(
+        "--index",
+        type=expand_home,
+        default="",
+        metavar="FOLDER",
+        help="where to keep their index; if not given, it is made anew each time",
+    )
+    _add_json(parser)
+
+
+def _ask(arguments) -> None:
+    from kr1_utils import terminal
+
+    terminal.run(arguments)
+
+
+def _add_push(commands) -> None:
+    parser = _add_command(
+        commands,
+        "push",
+        "publish a trained agent on the Hugging Face hub",
+        "kr1 push data/runs/tiny --to user/name --dry-run",
+        "What is uploaded is made in OUT/hub first: the weights, the tokenizer, and a"
+        " model card with the scores of the run.",
+    )
+    parser.set_defaults(call=_push, interrupted="Interrupted.")
+    parser.add_argument("out", type=expand_home, help="the folder of a run")
+    parser.add_argument(
+        "--to", required=True, metavar="USER/NAME", help="the model's name on the hub"
+    )
+    parser.add_argument(
+        "--base",
+        default="",
+        metavar="ID",
+        help="the base model on the hub, if it was loaded from a folder",
+    )
+    parser.add_argument(
+        "--license",
+        default="",
+        metavar="ID",
+        help="such as apache-2.0; the base model's, as the hub has it, if not given",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="for you alone, if it is new there"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only make OUT/hub, and list what would be uploaded",
+    )
+
+
+def _push(arguments) -> None:
+    from kr1_utils import publish
+
+    request = publish.Request(
+        out=arguments.out,
+        to=arguments.to,
+        base=arguments.base,
+        licence=arguments.license,
+        private=arguments.private,
+    )
+    print(publish.push(request, arguments.dry_run))
 
 
 # --- miniwiki, mine, data, figures ---
@@ -549,6 +679,19 @@ def _figures(arguments) -> None:
 
     for file in draw_figures():
         print(display_path(file))
+
+
+def _add_run_folder(parser) -> None:
+    parser.add_argument(
+        "--run",
+        type=expand_home,
+        default="",
+        metavar="FOLDER",
+        help=(
+            "the folder of a run; data/runs/<profile> if not given, or for tiny, if"
+            " there is none, the shipped run"
+        ),
+    )
 
 
 def _add_data(parser) -> None:

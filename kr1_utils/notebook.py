@@ -17,6 +17,7 @@ from kr1_utils.files import (
     in_repository,
 )
 from kr1_utils.profiles import PARAMETERS, Profile, resolve
+from kr1_utils.runs import SHIPPED_RUN
 
 # In the folder of a run: the adapter (or model) that A3 trains, and beside it the
 # questions that it has left to train on.
@@ -189,7 +190,7 @@ def run_or_shipped(file: Path) -> Path:
     """
     if file.exists():
         return file
-    reference = REPO / "data" / "reference" / "tiny" / "seed42" / file.name
+    reference = REPO / SHIPPED_RUN / file.name
     if not reference.exists():
         raise FileNotFoundError(
             f"{display_path(file)} is not there: run 03_train_grpo first."

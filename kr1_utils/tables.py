@@ -613,6 +613,27 @@ def agent_loop() -> str:
     return markdown(["", *ways], rows)
 
 
+def asking() -> str:
+    """Seconds of `kr1 ask`: to its first answer, and to each next one."""
+    labels = {
+        "first": "from the command to the first answer",
+        "next": "to each next answer",
+    }
+    rows = []
+    for row in pd.read_csv(REFERENCE / "bench_ask.csv").to_dict("records"):
+        rows.append(
+            [
+                f"`{row['profile']}`, {labels[row['answer']]}",
+                str(row["measured"]),
+                f"{row['seconds']:.2f}",
+                f"{row['slowest']:.2f}",
+                f"{row['cpu_seconds']:.2f}",
+            ]
+        )
+    header = ["", "answers", "median, seconds", "slowest", "seconds of CPU"]
+    return markdown(header, rows)
+
+
 def busy_machine() -> str:
     """A training step on a quiet machine and beside a busy process."""
     table = pd.read_csv(REFERENCE / "bench_busy.csv")
@@ -707,6 +728,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "index sizes": index_sizes,
     "BM25 engines": bm25_engines,
     "agent loop": agent_loop,
+    "asking": asking,
     "busy machine": busy_machine,
     "micro-batches": micro_batches,
     "GPU memory": gpu_memory,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from kr1_utils.agent import Trajectory
 from kr1_utils.protocol import ChatFormat, encode, ids_after_turn
+from kr1_utils.transcript import steps
 
 # Who wrote a token -> background colour.
 COLORS = {
@@ -77,6 +78,15 @@ def conversation_html(trajectory: Trajectory, tokenizer) -> str:
             f"<b>{title}</b>  {html.escape(text)}</div>"
         )
     return "".join(boxes)
+
+
+def reply_html(trajectory: Trajectory) -> str:
+    """A trajectory as a table of what happened: thoughts, searches, titles, answer.
+
+    It reads without colours too, for some pages strip them.
+    """
+    question = ("question", trajectory.question["question"])
+    return table_html([question, *steps(trajectory)])
 
 
 def writers(trajectory: Trajectory, chat: ChatFormat, tokenizer) -> list[str]:

@@ -87,13 +87,15 @@ def one_sentence(call, *words: str) -> None:
 
 
 def say_what_is_missing() -> None:
-    from kr1_utils import memory, models, plots, profiles, reproduce
+    from kr1_utils import ask, memory, models, plots, profiles, publish, reproduce
     from kr1_utils.reproduce.papermill import run_notebook
 
     small = profiles.resolve("7b")
     one_sentence(lambda: models.load("somebody/model"), "[train]")
     one_sentence(lambda: memory.forecast(small), "[train]")
     one_sentence(plots.use_style, "[notebooks]")
+    one_sentence(ask.open_agent, "repository")
+    one_sentence(lambda: publish.push(publish.Request("run", "a/b")), "[train]")
     source = Path("source.ipynb")
     one_sentence(lambda: run_notebook(source, {}, source), "[notebooks]")
     one_sentence(lambda: reproduce.reproduce(reproduce.Request()), "repository")

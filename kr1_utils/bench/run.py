@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kr1_utils.bench import agent, busy, retrieval, training
+from kr1_utils.bench import agent, ask, busy, retrieval, training
 from kr1_utils.files import write_text
 
 
@@ -59,6 +59,12 @@ BENCHMARKS = {
         keys=["profile"],
         settings=["profile", "questions"],
         for_print=times_the_first("questions_per_second"),
+    ),
+    "ask": Benchmark(
+        ask.measure,
+        keys=["profile"],
+        settings=[],
+        for_print=lambda table: table,
     ),
     "retrieval": Benchmark(
         retrieval.measure,
