@@ -477,14 +477,16 @@ def load_split(
 def training_set(questions: list[dict]):
     """Questions as a `datasets.Dataset`, which TRL trains on.
 
-    Its columns are `prompt` (the question), `golden_answers` (for the rewards) and
-    `question_id`.
+    Its columns are `prompt` (the question), `golden_answers` (for the rewards), and for
+    the log `question_id`, `type` and `supporting_titles`, empty where they are unknown.
     """
     rows = [
         {
             "prompt": question["question"],
             "golden_answers": question["golden_answers"],
             "question_id": str(question["id"]),
+            "type": question.get("type", ""),
+            "supporting_titles": question.get("supporting_titles", []),
         }
         for question in questions
     ]
