@@ -264,7 +264,7 @@ function groupOf(row) {
 
 function groupBox(row, group) {
   const box = make("div", "group");
-  box.append(`Its group of ${group.length}, by reward:`);
+  box.append(`Its group of ${group.length} earned:`);
   for (const other of group) {
     const reward = columns.reward[other];
     const button = make("button", "", reward === null ? "–" : number(reward));

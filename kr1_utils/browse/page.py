@@ -44,7 +44,7 @@ def write_page(out: str | os.PathLike, file: str | os.PathLike | None = None) ->
     """
     out = Path(out)
     file = Path(file) if file else out / "browse.html"
-    write_text(file, page(read_run(out), display_path(out)))
+    write_text(file, render(read_run(out), display_path(out)))
     return file
 
 
@@ -54,7 +54,7 @@ def link_html(file: str | os.PathLike) -> str:
     return f'<a href="{address}" target="_blank">{html.escape(display_path(file))}</a>'
 
 
-def page(rows: list[Row], title: str, most_bytes: int = MOST_BYTES) -> str:
+def render(rows: list[Row], title: str, most_bytes: int = MOST_BYTES) -> str:
     """The page as text.
 
     Args:

@@ -3,6 +3,7 @@
 It only reads OUT, so it may be started before, during and after a training.
 """
 
+import contextlib
 import io
 import json
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from kr1_utils import plots
-from kr1_utils.browse import page, read_run
+from kr1_utils.browse import read_run, render
 from kr1_utils.extras import missing
 from kr1_utils.files import display_path
 
@@ -51,7 +52,8 @@ class WatchServer(ThreadingHTTPServer):
         matplotlib.use("Agg")
         self.out = out
         # matplotlib draws one figure at a time.
-        self.drawing = threading.Lock()
+        self._drawing = threading.Lock()
+        self._drawn = (0.0, b"")  # when the log was written, and its panels
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -73,7 +75,7 @@ class WatchServer(ThreadingHTTPServer):
             written = log.stat().st_mtime
         except FileNotFoundError:
             return {**run, "step": 0}
-        last = rows.iloc[-1].round(4).dropna().to_dict()
+        last = rows.iloc[-1].dropna().to_dict()
         return {
             **run,
             "step": int(last.pop("step")),
@@ -87,14 +89,22 @@ class WatchServer(ThreadingHTTPServer):
         Raises:
             FileNotFoundError: before the first step.
         """
-        log = pd.read_csv(self.out / "train_log.csv")
-        picture = io.BytesIO()
-        with self.drawing:
-            plots.use_style()
-            figure = plots.six_panels({"": log})
-            figure.savefig(picture, format="svg")
-            plots.plt.close(figure)
-        return picture.getvalue()
+        log = self.out / "train_log.csv"
+        with self._drawing:
+            written = log.stat().st_mtime
+            if written != self._drawn[0]:
+                self._drawn = (written, _draw(pd.read_csv(log)))
+            return self._drawn[1]
+
+
+def _draw(log: pd.DataFrame) -> bytes:
+    """The six panels in SVG."""
+    plots.use_style()
+    figure = plots.six_panels({"": log})
+    picture = io.BytesIO()
+    figure.savefig(picture, format="svg", transparent=True)
+    plots.plt.close(figure)
+    return picture.getvalue()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,6 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
             # Perhaps the run has not come so far.
             self.send_error(404, explain=str(error))
             return
+        # A reader may have closed the page before the panels were drawn.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._send(kind, body)
+
+    def _send(self, kind: str, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -133,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _browser(self) -> bytes:
         out = self.server.out
-        return page(read_run(out), display_path(out)).encode("utf-8", "replace")
+        return render(read_run(out), display_path(out)).encode("utf-8", "replace")
 
     def log_message(self, *_):
         """Say nothing: the page asks every few seconds."""

@@ -14,8 +14,8 @@ from made_up_run import write_run
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from kr1_utils.browse import Row, link_html, read_run, write_page
-from kr1_utils.browse.page import MOST_BYTES, page
+from kr1_utils.browse import Row, link_html, read_run, render, write_page
+from kr1_utils.browse.page import MOST_BYTES
 
 NASTY = "</script><script>alert(1)</script><!-- <img src=x onerror=alert(1)> \u2028\x00"
 
@@ -63,7 +63,7 @@ def test_page_holds_every_text_and_number_of_a_trajectory():
         ),
         row(source="after", step=None, id="7", answer=None, searches=2),
     ]
-    data = data_of(page(rows, "a run"))
+    data = data_of(render(rows, "a run"))
     columns, strings = data["columns"], data["strings"]
     assert data["kinds"] == ["training", "after"]
     assert columns["kind"] == [0, 1]
@@ -81,20 +81,20 @@ def test_page_holds_every_text_and_number_of_a_trajectory():
 
 @given(text=st.text() | st.just(NASTY) | st.just("\ud800"))
 def test_no_text_of_a_trajectory_becomes_markup(text):
-    plain = page([row()], "run")
-    nasty = page([row(question=text, turns=[text], observations=[text])], "run")
+    plain = render([row()], "run")
+    nasty = render([row(question=text, turns=[text], observations=[text])], "run")
     assert Tags(nasty).found == Tags(plain).found
     assert texts_of(data_of(nasty), "question") == [text]
 
 
 def test_name_of_a_run_does_not_become_markup():
-    markup = page([row()], "<b>{script}")
+    markup = render([row()], "<b>{script}")
     assert "<b>" not in markup.replace("<body>", "")
     assert markup.count("<title>&lt;b&gt;{script} ") == 1
 
 
 def test_page_loads_nothing():
-    markup = page([row()], "run")
+    markup = render([row()], "run")
     for tag, attributes in Tags(markup).found:
         assert tag not in ("link", "img", "iframe"), tag
         assert not {"src", "href"} & dict(attributes).keys(), tag
@@ -110,8 +110,8 @@ def test_page_that_would_be_too_large_keeps_whole_groups_and_pairs_and_says_so()
         for source in ("before", "after")
         for n in range(16)
     ]
-    assert "is shown" not in page(rows, "run")
-    markup = page(rows, "run", most_bytes=20_000)
+    assert "is shown" not in render(rows, "run")
+    markup = render(rows, "run", most_bytes=20_000)
     columns = data_of(markup)["columns"]
     assert "One of 4 steps and questions is shown" in markup
     training = [step for step in columns["step"] if step is not None]
@@ -330,7 +330,7 @@ def test_nasty_texts_are_shown_and_do_nothing(tmp_path):
         )
     ]
     file = tmp_path / "page.html"
-    file.write_text(page(rows, NASTY), encoding="utf-8")
+    file.write_text(render(rows, NASTY), encoding="utf-8")
     with browser.chromium(tmp_path) as window:
         window.get(file.as_uri())
         assert asked(window, "detail.querySelector('h2').textContent") == NASTY
