@@ -233,11 +233,19 @@ function choose(row) {
   detail.scrollTop = 0;
   if (row >= 0) list.setAttribute("aria-activedescendant", `row-${row}`);
   else list.removeAttribute("aria-activedescendant");
-  // The address of this one, for a bookmark.
-  if (row >= 0) history.replaceState(null, "", `#${row + 1}`);
+  if (row >= 0) address(row);
   reveal();
   drawRows();
   markWords();
+}
+
+// Each trajectory has an address, for a bookmark.
+function address(row) {
+  try {
+    history.replaceState(null, "", `#${row + 1}`);
+  } catch {
+    // A page in a frame may not be allowed to change it.
+  }
 }
 
 function contentOf(row) {
