@@ -178,7 +178,8 @@ class TrajectoryLog(TrainerCallback):
         questions = self.trainer.train_dataset
         if not self._numbers:
             self._numbers = {text: n for n, text in enumerate(questions["prompt"])}
-        row = questions[self._numbers[question["question"]]]
+        number = self._numbers.get(question["question"])
+        row = {} if number is None else questions[number]
         if "question_id" in row:
             row["id"] = row["question_id"]
         return row

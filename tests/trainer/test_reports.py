@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from helpers import make_trainer, tiny_profile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -82,6 +83,17 @@ def test_dashboards_that_can_show_tables_get_trls(report_to):
 @pytest.mark.parametrize("report_to", ["none", "tensorboard", [], None])
 def test_others_do_not_have_trl_write_its_tables(report_to):
     assert with_table({"report_to": report_to}) == {"report_to": report_to}
+
+
+def test_trls_table_can_be_made_of_our_trajectories(tmp_path, questions, retriever):
+    shown = with_table({"report_to": "wandb"}) | {"report_to": "none"}
+    profile = tiny_profile(max_steps=1)
+    profile = replace(profile, grpo={**profile.grpo, **shown})
+    make_trainer(tmp_path, questions, retriever, profile).train()
+    table = pd.read_parquet(tmp_path / "state" / "completions")
+    assert len(table) == profile.grpo["per_device_train_batch_size"]
+    assert table["completion"].str.contains("<think>").all()
+    assert {"accuracy_reward", "format_reward", "advantage"} <= set(table.columns)
 
 
 def test_a_table_that_the_user_refused_is_not_made(tmp_path):
