@@ -71,6 +71,8 @@ def _parser() -> _Parser:
     _add_mine(commands)
     _add_question_set(commands)
     _add_figures(commands)
+    _add_browse(commands)
+    _add_watch(commands)
     return parser
 
 
@@ -691,6 +693,71 @@ def _add_run_folder(parser) -> None:
             "the folder of a run; data/runs/<profile> if not given, or for tiny, if"
             " there is none, the shipped run"
         ),
+    )
+
+
+# --- browse, watch ---
+
+
+def _add_browse(commands) -> None:
+    parser = _add_command(
+        commands,
+        "browse",
+        "write all trajectories of a run into one HTML file, and open it",
+        "kr1 browse data/runs/tiny",
+        "The file needs no network and no server.",
+    )
+    parser.set_defaults(call=_browse, interrupted="Interrupted.")
+    parser.add_argument("out", type=_path, metavar="OUT", help="folder of the run")
+    parser.add_argument(
+        "--file", type=_path, help="write it here; OUT/browse.html if not given"
+    )
+    _add_no_open(parser)
+
+
+def _browse(arguments) -> None:
+    import webbrowser
+
+    from kr1_utils import browse
+    from kr1_utils.files import display_path
+
+    file = browse.write_page(arguments.out, arguments.file)
+    print(display_path(file))
+    if not arguments.no_open:
+        webbrowser.open(file.resolve().as_uri())
+
+
+def _add_watch(commands) -> None:
+    parser = _add_command(
+        commands,
+        "watch",
+        "show how far a run has come, on a page that renews itself",
+        "kr1 watch data/runs/tiny",
+        "It shows the six panels of train_log.csv until Ctrl-C, to this machine only.",
+    )
+    parser.set_defaults(call=_watch, interrupted="Stopped watching.")
+    parser.add_argument("out", type=_path, metavar="OUT", help="folder of the run")
+    parser.add_argument(
+        "--port", type=int, default=8770, help="8770 if not given; 0 takes a free one"
+    )
+    _add_no_open(parser)
+
+
+def _watch(arguments) -> None:
+    import webbrowser
+
+    from kr1_utils.watch import WatchServer
+
+    with WatchServer(arguments.out, arguments.port) as server:
+        print(f"{server.address} (Ctrl-C ends it)", flush=True)
+        if not arguments.no_open:
+            webbrowser.open(server.address)
+        server.serve_forever()
+
+
+def _add_no_open(parser) -> None:
+    parser.add_argument(
+        "--no-open", action="store_true", help="open no window of the web browser"
     )
 
 

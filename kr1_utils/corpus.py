@@ -520,14 +520,16 @@ def training_set(questions: list[dict]):
     """Questions as a `datasets.Dataset`, which TRL trains on.
 
     Its columns are `prompt` (the question), `golden_answers` and `supporting_titles`
-    (for the rewards; the titles are None where they are not known) and `question_id`.
+    (for the rewards), and for the log `question_id` and `type`; what is not known is
+    empty.
     """
     rows = [
         {
             "prompt": question["question"],
             "golden_answers": question["golden_answers"],
-            "supporting_titles": question.get("supporting_titles"),
             "question_id": str(question["id"]),
+            "type": question.get("type", ""),
+            "supporting_titles": question.get("supporting_titles", []),
         }
         for question in questions
     ]

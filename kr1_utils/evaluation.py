@@ -8,6 +8,7 @@ from kr1_utils.decisions import DecisionPoint, weigh
 from kr1_utils.decisions import by_type as by_type_of_decision
 from kr1_utils.notebook import progress
 from kr1_utils.profiles import Limits
+from kr1_utils.records import conversation
 from kr1_utils.rewards import format_score
 from kr1_utils.scoring import CLOSED_ANSWERS, exact_match, f1_score, normalize_answer
 
@@ -94,7 +95,7 @@ def _made_a_query_twice(trajectory: Trajectory) -> bool:
 
 
 def score(trajectory: Trajectory) -> dict:
-    """One line of predictions.jsonl: the answer, its scores, its cost, its outcome."""
+    """The answer, its scores, its cost, and its outcome."""
     question = trajectory.question
     answer = trajectory.answer
     golden_answers = question["golden_answers"]
@@ -136,7 +137,8 @@ def evaluate(
         system_prompt: what the conversation starts with.
 
     Returns:
-        One line of predictions.jsonl per question, in their order; see `score`.
+        One line of predictions.jsonl per question, in their order: its `score`, and its
+        `conversation`.
     """
     bar = progress(
         len(questions) * (limits.max_turns + 1), "answering", " turns", leave=False
@@ -161,7 +163,7 @@ def evaluate(
             show_progress,
         )
         engine.on_batch = None
-        return [score(trajectory) for trajectory in trajectories]
+        return [score(t) | conversation(t, tokenizer) for t in trajectories]
 
 
 def by_type(predictions: list[dict]) -> list[dict]:

@@ -57,6 +57,14 @@ PRIVATE = (
         ),
     ),
     Private(
+        GRPO_TRAINER,
+        "_get_per_token_logps_and_entropies",
+        "overridden",
+        "trainer/logprobs.py",
+        "The loss computes log-probabilities that the log can show, and no public hook"
+        " is given them.",
+    ),
+    Private(
         TRAINER,
         "_run_epoch",
         "overridden",
@@ -111,6 +119,14 @@ PRIVATE = (
         "read",
         "trainer/token_budget.py",
         "TRL logs a value per pass; a batch in parts must log one value.",
+    ),
+    Private(
+        GRPO_TRAINER,
+        "_logs",
+        "read",
+        "trainer/callbacks.py",
+        "TRL keeps there what each trajectory earned, and its advantage; callbacks are"
+        " told neither.",
     ),
     Private(
         GRPO_TRAINER,

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+import webbrowser
 
 import pytest
 from helpers import kr1
@@ -26,6 +27,8 @@ COMMANDS = [
     ["mine"],
     ["data"],
     ["figures"],
+    ["browse"],
+    ["watch"],
 ]
 # `python -m` of a module, and the command that is the same.
 DOORS = {
@@ -34,6 +37,8 @@ DOORS = {
     "kr1_utils.memory": "memory",
     "kr1_utils.bench": "bench",
     "kr1_utils.miniwiki": "miniwiki",
+    "kr1_utils.browse": "browse",
+    "kr1_utils.watch": "watch",
 }
 
 
@@ -287,3 +292,52 @@ def test_figures_names_every_file_that_it_drew(monkeypatch, capsys):
     monkeypatch.setattr(plots, "draw_figures", lambda: ["a.png", "b.png"])
     assert cli.main(["figures"]) == 0
     assert capsys.readouterr().out.split() == ["a.png", "b.png"]
+
+
+# --- browse, watch ---
+
+
+@pytest.mark.parametrize("command", ["browse", "watch"])
+def test_a_folder_that_is_not_there_is_refused_in_one_sentence(command, capsys):
+    assert cli.main([command, "no/such/run", "--no-open"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("No folder no/such/run")
+    assert len(said.splitlines()) == 1
+
+
+def test_browse_names_the_line_that_it_cannot_read(tmp_path, capsys):
+    file = tmp_path / "trajectories.jsonl"
+    file.write_text("{}\n", encoding="utf-8")
+    assert cli.main(["browse", str(tmp_path), "--no-open"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"{file}, line 1 is not a trajectory")
+    assert not (tmp_path / "browse.html").exists()
+
+
+def test_browse_writes_the_page_says_where_and_opens_it(tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.chdir(tmp_path)
+    run = str(REPO / "data" / "reference" / "tiny" / "seed42")
+    assert cli.main(["browse", run, "--file", "page.html"]) == 0
+    assert capsys.readouterr().out == "page.html\n"
+    assert opened == [(tmp_path / "page.html").as_uri()]
+    assert cli.main(["browse", run, "--file", "page.html", "--no-open"]) == 0
+    assert len(opened) == 1
+
+
+def test_watch_serves_until_it_is_interrupted(tmp_path, monkeypatch, capsys):
+    from kr1_utils.watch import WatchServer
+
+    opened = []
+    monkeypatch.setattr(webbrowser, "open", opened.append)
+
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WatchServer, "serve_forever", interrupt)
+    assert cli.main(["watch", str(tmp_path), "--port", "0"]) == 130
+    printed = capsys.readouterr()
+    assert opened[0] in printed.out
+    assert opened[0].startswith("http://127.0.0.1:")
+    assert len(printed.err.strip().splitlines()) == 1

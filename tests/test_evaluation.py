@@ -67,6 +67,13 @@ def test_evaluation_scores_each_question_in_order(predictions):
     assert predictions[0]["sampled_length"] > 10
 
 
+def test_lines_of_predictions_hold_what_was_said_and_read(predictions):
+    assert [p["question"] for p in predictions] == [q["question"] for q in QUESTIONS]
+    assert [p["turns"] for p in predictions] == list(SCRIPTS.values())
+    for p in predictions:
+        assert len(p["observations"]) == len(p["turns"]) - 1
+
+
 def test_predictions_can_be_written_as_json_lines(predictions, tmp_path):
     files.write_jsonl(tmp_path / "p.jsonl", predictions)
     assert list(corpus.read_rows(tmp_path / "p.jsonl")) == predictions

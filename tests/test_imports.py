@@ -14,6 +14,8 @@ WITHOUT_TORCH = (
     "kr1_utils.scoring",
     "kr1_utils.corpus",
     "kr1_utils.retriever",
+    "kr1_utils.browse",
+    "kr1_utils.watch",
 )
 
 IMPORT_EVERYTHING = """

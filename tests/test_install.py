@@ -34,7 +34,8 @@ def test_every_data_file_of_the_package_is_listed():
         for package, names in PROJECT["tool"]["setuptools"]["package-data"].items()
         for name in names
     }
-    data = files_called("*.toml") | files_called("*.json")
+    kinds = ("toml", "json", "html", "css", "js")
+    data = {file for kind in kinds for file in files_called(f"*.{kind}")}
     assert listed == data - {PACKAGE / "pyproject.toml"}
 
 

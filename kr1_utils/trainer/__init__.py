@@ -1,6 +1,7 @@
 """Training: TRL's GRPOTrainer with the agent loop as its rollout."""
 
-from kr1_utils.trainer.callbacks import LOG_COLUMNS, DecisionLog
+from kr1_utils.trainer.callbacks import LOG_COLUMNS
+from kr1_utils.trainer.decision_log import DecisionLog
 from kr1_utils.trainer.grpo import FIELDS, KnowledgeGRPOTrainer, grpo_config
 from kr1_utils.trainer.one_group import loss_of_group
 from kr1_utils.trainer.resume import OUT_OF_MEMORY, resume_point

@@ -1,13 +1,15 @@
-"""Owns the log of a training: train_log.csv, trajectories.jsonl, decisions.jsonl."""
+"""Owns the log of a training: train_log.csv and trajectories.jsonl."""
 
 import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kr1_utils import decisions
 from kr1_utils.agent import Trajectory
+from kr1_utils.evaluation import outcome
 from kr1_utils.extras import missing
 from kr1_utils.files import append_log, append_rows, drop_from_step
 from kr1_utils.memory.measure import peak_gib
+from kr1_utils.records import conversation, rounded
 from kr1_utils.trainer.resume import OUT_OF_MEMORY
 
 try:
@@ -66,51 +68,132 @@ class StepLog(TrainerCallback):
 
 
 class TrajectoryLog(TrainerCallback):
-    """Keeps one group of trajectories per training step in trajectories.jsonl."""
+    """Keeps one group of trajectories per rollout in trajectories.jsonl.
 
-    def __init__(self, folder: Path):
+    They are written when their step ends: with what they earned, their advantage, and
+    the log-probability of each sampled token, from vLLM or as the loss computed it.
+
+    Attributes:
+        latest: the rows that were written last.
+    """
+
+    def __init__(self, trainer, folder: Path):
+        self.trainer = trainer
         self.file = folder / "trajectories.jsonl"
+        self.latest: list[dict] = []
+        self._held: list[_Held] = []
+        self._finished: list[dict] = []
+        self._numbers: dict[str, int] = {}
 
     def on_train_begin(self, args, state, control, **_):
         """Drop what an earlier run wrote for the steps that are trained now."""
+        self._held = []
+        self._finished = []
         if state.is_world_process_zero:
             drop_from_step(self.file, state.global_step + 1)
 
-    def add(self, step: int, trajectories: list[Trajectory]) -> None:
-        rows = [{"step": step, **t.to_record()} for t in trajectories]
-        append_rows(self.file, rows)
+    def hold(
+        self, step: int, trajectories: list[Trajectory], ids: list[list[int]]
+    ) -> None:
+        """Keep the first group of a rollout until its step ends.
 
+        Args:
+            step: in which it was made, from 1.
+            ids: of prompt and completion, one list per trajectory, as TRL trains on it.
+        """
+        self._finish_held()
+        self._held = [
+            _Held(step, t, tuple(i), t.logprobs) for t, i in zip(trajectories, ids)
+        ]
 
-class DecisionLog(TrainerCallback):
-    """Weighs the model's decisions before training and every few steps.
+    def see(self, input_ids, attention_mask, logprobs) -> None:
+        """Take the log-probabilities of held trajectories from a pass of the loss.
 
-    decisions.jsonl gets one row per step, type of question and number of searches made,
-    with the mean probability of each choice.
-
-    Args:
-        folder: where decisions.jsonl grows.
-        points: the places where something is to be decided, `decision_points`.
-        every: how many steps lie between two looks.
-    """
-
-    def __init__(self, folder: Path, points: list[decisions.DecisionPoint], every: int):
-        self.file = Path(folder) / "decisions.jsonl"
-        self.points = points
-        self.every = every
-
-    def on_train_begin(self, args, state, control, model=None, **_):
-        if not state.is_world_process_zero:
+        Args:
+            input_ids: (B, P + T), prompts padded on the left, completions on the right.
+            attention_mask: (B, P + T), 0 where `input_ids` is padding.
+            logprobs: (B, T) of the completions' tokens.
+        """
+        wanted = [held for held in self._held if held.logprobs is None]
+        if not wanted:
             return
-        drop_from_step(self.file, state.global_step + 1)
-        if state.global_step == 0:
-            drop_from_step(self.file, 0)
-            self._look(0, model)
+        rows = zip(input_ids.tolist(), attention_mask.tolist(), strict=True)
+        seen = {
+            tuple(i for i, counts in zip(ids, mask) if counts): number
+            for number, (ids, mask) in enumerate(rows)
+        }
+        for held in wanted:
+            if held.ids in seen:
+                held.logprobs = logprobs[seen[held.ids]].tolist()
 
-    def on_step_end(self, args, state, control, model=None, **_):
-        is_due = state.global_step % self.every == 0
-        if is_due and state.is_world_process_zero:
-            self._look(state.global_step, model)
+    def on_step_end(self, args, state, control, **_):
+        self._finish_held()
+        if self._finished:
+            append_rows(self.file, self._finished)
+            self.latest = self._finished
+            self._finished = []
 
-    def _look(self, step: int, model) -> None:
-        means = decisions.by_type(decisions.weigh(model, self.points))
-        append_rows(self.file, [{"step": step, **row} for row in means])
+    def _finish_held(self) -> None:
+        """Make rows of what is held, now that TRL knows what each has earned."""
+        logs = self.trainer._logs
+        for number, held in enumerate(self._held):
+            earned = {
+                name: rounded(values[number])
+                for name, values in logs["rewards"].items()
+            }
+            self._finished.append(
+                {
+                    "step": held.step,
+                    **held.trajectory.to_record(),
+                    **self._details(held),
+                    "rewards": earned,
+                    "reward": self._weighted(earned),
+                    "advantage": rounded(logs["advantages"][number]),
+                }
+            )
+        self._held = []
+
+    def _weighted(self, earned: dict[str, float | None]) -> float | None:
+        """What all rewards come to; None where functions share a name, for TRL keeps
+        the last one's rewards alone."""
+        weights = self.trainer.reward_weights.tolist()
+        if len(earned) < len(weights):
+            return None
+        parts = zip(weights, earned.values(), strict=True)
+        return rounded(sum(w * r for w, r in parts if r is not None))
+
+    def _details(self, held: "_Held") -> dict:
+        """How it ended, what was read, and the single tokens."""
+        question = held.trajectory.question | self._known(held.trajectory.question)
+        details = {
+            name: value
+            for name, value in question.items()
+            if name in ("id", "type", "golden_answers")
+        }
+        if "golden_answers" in question:
+            details["outcome"] = outcome(replace(held.trajectory, question=question))
+        tokenizer = self.trainer.processing_class
+        return details | conversation(held.trajectory, tokenizer, held.logprobs)
+
+    def _known(self, question: dict) -> dict:
+        """What the training set knows of a question, named as questions name it."""
+        questions = self.trainer.train_dataset
+        if not self._numbers:
+            self._numbers = {text: n for n, text in enumerate(questions["prompt"])}
+        number = self._numbers.get(question["question"])
+        row = {} if number is None else questions[number]
+        if "question_id" in row:
+            row["id"] = row["question_id"]
+        return row
+
+
+@dataclass
+class _Held:
+    """A trajectory until the end of its step."""
+
+    step: int
+    trajectory: Trajectory
+    # Of prompt and completion, as TRL trains on them.
+    ids: tuple[int, ...]
+    # (T,) of the completion's tokens, once they are known.
+    logprobs: list[float] | None

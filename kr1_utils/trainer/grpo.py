@@ -28,7 +28,9 @@ from kr1_utils.profiles import Limits, Profile
 from kr1_utils.trainer.again import TrainsAgain
 from kr1_utils.trainer.callbacks import StepLog, TrajectoryLog
 from kr1_utils.trainer.lock import LocksItsFolder
+from kr1_utils.trainer.logprobs import ShowsLogprobs
 from kr1_utils.trainer.out_of_memory import SavesWhenOutOfMemory
+from kr1_utils.trainer.reports import TensorBoardText, with_table
 from kr1_utils.trainer.resume import DurableCheckpoints, EpochOrder, StopsAtTheLastStep
 from kr1_utils.trainer.token_budget import TokenBudget
 
@@ -68,12 +70,13 @@ def grpo_config(
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-    return GRPOConfig(**{**shared, **profile.grpo, **changes})
+    return GRPOConfig(**with_table({**shared, **profile.grpo, **changes}))
 
 
 class KnowledgeGRPOTrainer(
     LocksItsFolder,
     TrainsAgain,
+    ShowsLogprobs,
     TokenBudget,
     SavesWhenOutOfMemory,
     StopsAtTheLastStep,
@@ -195,11 +198,14 @@ class KnowledgeGRPOTrainer(
 
     def _add_callbacks(self) -> None:
         self.remove_callback(PrinterCallback)  # `on_step` reports instead
-        self.trajectory_log = TrajectoryLog(self.folder)
-        self.add_callback(self.trajectory_log)
+        self.trajectory_log = TrajectoryLog(self, self.folder)
         self.add_callback(EpochOrder())
-        # First, so that TensorBoard and the like see the column that it adds.
-        self.callback_handler.callbacks.insert(0, StepLog(self, self.folder))
+        # First, so that TensorBoard and the like see what they add.
+        self.callback_handler.callbacks[:0] = [
+            StepLog(self, self.folder),
+            self.trajectory_log,
+            TensorBoardText(self, self.folder),
+        ]
 
     def _push_merged_weights(self) -> None:
         """Have TRL push our sums of weights and adapter to vLLM, instead of merging in
@@ -288,7 +294,9 @@ class KnowledgeGRPOTrainer(
         self._log_metric("truncated", truncated / count)
         if self.model.training and self.accelerator.is_main_process:
             group = trajectories[: self.num_generations]
-            self.trajectory_log.add(self.state.global_step + 1, group)
+            rows = [_row_for_trl(t) for t in group]
+            ids = [row["prompt_ids"] + row["completion_ids"] for row in rows]
+            self.trajectory_log.hold(self.state.global_step + 1, group, ids)
 
 
 def fields_for_trl(trajectories: list[Trajectory]) -> dict[str, list]:

@@ -2,13 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from helpers import length_reward, log_of, make_trainer, tiny_profile
 
-from kr1_utils import corpus, decisions, models, rewards
-from kr1_utils.trainer import LOG_COLUMNS, DecisionLog
+from kr1_utils import rewards
+from kr1_utils.scoring import exact_match
+from kr1_utils.trainer import LOG_COLUMNS
+
+REWARDS = [rewards.accuracy_reward, length_reward]
 
 # What every train_log.csv has at least.
 PROMISED = {
@@ -82,31 +87,93 @@ def test_trajectories_of_one_group_a_step_are_kept(two_steps):
     assert [row["turns"] for row in rows] == kept
 
 
-def test_decisions_are_weighed_before_training_and_at_every_step(
+def rows_of(folder):
+    """The rows of its trajectories.jsonl."""
+    lines = (folder / "trajectories.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_each_trajectory_is_kept_with_what_it_earned(two_steps):
+    kept = [t for group in two_steps.groups for t in group[:4]]
+    for row, t in zip(rows_of(two_steps.folder), kept, strict=True):
+        right = exact_match(t.answer, row["golden_answers"])
+        earned = {"accuracy_reward": right, "keep": t.sampled_length / 10}
+        assert row["rewards"] == pytest.approx(earned)
+        # Accuracy has the weight 0 in this run.
+        assert row["reward"] == pytest.approx(t.sampled_length / 10)
+        assert (row["outcome"] == "right") == (right == 1)
+        assert row["type"] and row["id"]
+
+
+def test_advantages_of_a_group_rise_with_its_rewards_and_add_up_to_0(two_steps):
+    rows = rows_of(two_steps.folder)
+    for group in (rows[:4], rows[4:]):
+        advantages = [row["advantage"] for row in group]
+        rewards = [row["reward"] for row in group]
+        mean = sum(rewards) / len(rewards)
+        assert sum(advantages) == pytest.approx(0, abs=0.01)
+        for advantage, reward in zip(advantages, rewards, strict=True):
+            assert (advantage > 0) == (reward > mean)
+
+
+def test_log_probabilities_are_those_of_the_model_that_sampled(
+    two_steps, questions, retriever, tmp_path
+):
+    """Of step 1: the adapter then changes nothing yet."""
+    fresh = make_trainer(tmp_path, questions, retriever)
+    for row, t in zip(rows_of(two_steps.folder), two_steps.groups[0][:4]):
+        ids = torch.tensor([t.prompt_ids + t.completion_ids])
+        with torch.no_grad():
+            logits = fresh.model(ids).logits[0, len(t.prompt_ids) - 1 : -1]
+        every = (logits / fresh.temperature).log_softmax(-1)
+        chosen = every.gather(1, torch.tensor(t.completion_ids)[:, None])[:, 0]
+        wanted = [
+            p
+            for p, sampled in zip(chosen.tolist(), t.loss_mask, strict=True)
+            if sampled
+        ]
+        written = [p for turn in row["logprobs"] for p in turn]
+        assert written == pytest.approx(wanted, abs=2e-3)
+
+
+def test_every_group_is_kept_where_a_step_has_several_rollouts(
     tmp_path, questions, retriever
 ):
-    profile = tiny_profile()
-    run = make_trainer(tmp_path, questions, retriever, profile)
-    asked = corpus.some_of_each_type(questions["test_known"], 2)
-    points = decisions.decision_points(
-        run.processing_class, retriever, asked, profile.limits, profile.system_prompt
-    )
-    log = tmp_path / "decisions.jsonl"
-    log.write_text('{"step": 1, "type": "of an earlier run"}\n')
-    run.add_callback(DecisionLog(tmp_path, points, every=1))
+    """Each with its own rewards: TRL keeps those of the latest rollout only."""
+    profile = tiny_profile(max_steps=1, gradient_accumulation_steps=2)
+    profile = replace(profile, grpo={**profile.grpo, "steps_per_generation": 1})
+    run = make_trainer(tmp_path, questions, retriever, profile, reward_funcs=REWARDS)
     run.train()
-    rows = list(corpus.read_rows(log))
-    assert [row["step"] for row in rows if row["type"] == "known"] == [0, 0, 1, 1, 2, 2]
-    start = [row for row in rows if row["step"] == 0]
-    wanted = decisions.by_type(decisions.weigh(models.load("data/tiny-lm")[0], points))
-    for row, expected in zip(start, wanted, strict=True):
-        for choice in decisions.CHOICES:
-            assert row[choice] == pytest.approx(expected[choice], abs=1e-5)
+    rows = rows_of(tmp_path)
+    assert [row["step"] for row in rows] == [1] * 8
+    assert len({row["question"] for row in rows}) == 2
+    for row in rows:
+        assert row["rewards"]["length_reward"] == pytest.approx(row["sampled"] / 10)
+        assert "logprobs" in row
 
 
-def test_decisions_of_steps_that_are_trained_again_are_dropped(tmp_path):
-    log = DecisionLog(tmp_path, [], every=2)
-    log.file.write_text('{"step": 2}\n{"step": 4}\n')
-    state = SimpleNamespace(global_step=2, is_world_process_zero=True)
-    log.on_train_begin(None, state, None)
-    assert log.file.read_text() == '{"step": 2}\n'
+def test_a_training_set_without_answers_is_logged_too(tmp_path, questions, retriever):
+    run = make_trainer(
+        tmp_path,
+        questions,
+        retriever,
+        tiny_profile(max_steps=1),
+        reward_funcs=[length_reward] * 2,
+    )
+    run.train_dataset = run.train_dataset.select_columns(["prompt"])
+    run.train()
+    rows = rows_of(tmp_path)
+    assert len(rows) == 4
+    assert all("outcome" not in row and row["observations"] for row in rows)
+    # TRL keeps the rewards of one function of a name alone.
+    assert all(row["reward"] is None for row in rows)
+
+
+def test_a_cut_off_trajectory_keeps_its_tokens(tmp_path, questions, retriever):
+    """TRL is given it without the id that was appended to end it."""
+    profile = tiny_profile(max_steps=1, max_turns=0, max_turn_tokens=4)
+    run = make_trainer(tmp_path, questions, retriever, profile, reward_funcs=REWARDS)
+    run.train()
+    for row in rows_of(tmp_path):
+        assert row["stop"] == "truncated"
+        assert [len(turn) for turn in row["logprobs"]] == [row["sampled"]] == [4]
