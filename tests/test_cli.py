@@ -19,6 +19,8 @@ COMMANDS = [
     ["bench", "retrieval"],
     ["bench", "training"],
     ["bench", "gpu"],
+    ["bench", "serving"],
+    ["serve"],
     ["miniwiki"],
     ["figures"],
 ]
