@@ -8,7 +8,7 @@ import http.client
 import json
 import time
 from contextlib import closing
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from kr1_utils.corpus import split_contents
 
@@ -57,12 +57,7 @@ class RemoteRetriever:
     def __init__(
         self, url: str, timeout: float = TIMEOUT, patience: float = PATIENCE
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                f"retriever={url!r} is not the URL of a server: write it like"
-                " http://127.0.0.1:8000."
-            )
+        parts = _split(url)
         path = ROUTE if parts.path in ("", "/") else parts.path
         self.url = f"{parts.scheme}://{parts.netloc}{path}"
         self.timeout = timeout
@@ -167,6 +162,26 @@ class RemoteRetriever:
         if answer.status != 200:
             raise RuntimeError(f"{self.url} refuses a search: {said}, {_shown(text)}.")
         return text
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a server's URL.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        # Reading the port checks it.
+        is_server = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        is_server = False
+    if not is_server or not parts.hostname:
+        raise ValueError(
+            f"retriever={url!r} is not the URL of a server: write it like"
+            " http://127.0.0.1:8000."
+        )
+    return parts
 
 
 def _shown(body: bytes) -> str:

@@ -17,6 +17,7 @@ refused gets a status from 400 on, and {"detail": "one sentence"}. `GET /health`
 once the index is open.
 """
 
+import importlib.util
 import json
 import os
 import socket
@@ -37,10 +38,9 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel
-    from uvicorn.supervisors import Multiprocess
 except ImportError:
     uvicorn = FastAPI = HTTPException = Request = Response = missing("serve")
-    RequestValidationError = JSONResponse = BaseModel = Multiprocess = missing("serve")
+    RequestValidationError = JSONResponse = BaseModel = missing("serve")
 
 # Passages per query, where a request does not say.
 TOPK = 3
@@ -186,25 +186,29 @@ def serve(
     """
     if workers < 1:
         raise ValueError(f"--workers must be at least 1, not {workers}.")
-    # Missing libraries and a port that is taken are found before an index is built.
-    config = uvicorn.Config(
-        "kr1_utils.retriever.serve:app_of_worker",
-        factory=True,
-        workers=workers,
-        log_level="warning",
-    )
+    # What is missing or taken is found before an index is built.
+    if importlib.util.find_spec("uvicorn") is None:
+        raise ImportError(missing("serve").sentence)
     with listen(host, port) as listener:
         folder, retriever = open_index(profile, data, index)
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}{ROUTE}"
         print(f"{retriever} at {url} (Ctrl-C ends it)", flush=True)
-        if workers > 1:
-            os.environ[INDEX_VARIABLE] = str(folder.resolve())
-            server = uvicorn.Server(config)
-            Multiprocess(config, server.run, [listener]).run()
-        else:
+        if workers == 1:
             config = uvicorn.Config(make_app(retriever), log_level="warning")
             uvicorn.Server(config).run([listener])
+            return
+    os.environ[INDEX_VARIABLE] = str(folder.resolve())
+    uvicorn.run(
+        "kr1_utils.retriever.serve:app_of_worker",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        log_level="warning",
+    )
+    # With several workers, uvicorn returns after Ctrl-C as if nothing had been.
+    raise KeyboardInterrupt
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -158,7 +158,16 @@ def test_no_proxy_is_asked(stand_in, remote, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1:8000", "localhost:8000/retrieve", "ftp://host", "http://"]
+    "url",
+    [
+        "",
+        "127.0.0.1:8000",
+        "localhost:8000/retrieve",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://[::1",
+    ],
 )
 def test_what_is_no_url_of_a_server_is_refused(url):
     with pytest.raises(ValueError, match="write it like http://127"):
@@ -289,10 +298,11 @@ def test_a_server_killed_and_started_again_leaves_no_trace_in_a_training(
             started.append(threading.Thread(target=server.start))
             started[0].start()
 
-    capfd.readouterr()
     remote = RemoteRetriever(server.url)
     profile = tiny_profile(max_steps=4)
     run = make_trainer(tmp_path, questions, remote, profile, on_step=kill_for_a_while)
+    # Loading the model draws a bar.
+    capfd.readouterr()
     run.train()
     started[0].join()
     assert untimed(log_of(tmp_path)) == undisturbed
