@@ -58,7 +58,7 @@ class Asked(BaseModel):
     """The body of a request."""
 
     queries: list[str]
-    topk: int = TOPK
+    topk: int | None = None
     return_scores: bool = False
 
 
@@ -71,8 +71,9 @@ def make_app(retriever: Retriever) -> FastAPI:
     # Not `async`: FastAPI gives each such request a thread.
     @app.post(ROUTE)
     def retrieve(asked: Asked) -> Response:
-        check_size(asked)
-        found = retriever.search(asked.queries, asked.topk)
+        topk = TOPK if asked.topk is None else asked.topk
+        check_size(len(asked.queries), topk)
+        found = retriever.search(asked.queries, topk)
         result = [
             [as_item(passage, asked.return_scores) for passage in passages]
             for passages in found
@@ -88,20 +89,19 @@ def make_app(retriever: Retriever) -> FastAPI:
     return app
 
 
-def check_size(asked: Asked) -> None:
+def check_size(queries: int, topk: int) -> None:
     """Refuse a request for too much or for nothing.
 
     Raises:
         HTTPException: 422, with one sentence.
     """
-    if not 1 <= asked.topk <= MOST_TOPK:
-        raise HTTPException(422, f"topk is from 1 to {MOST_TOPK}, not {asked.topk}.")
-    wanted = len(asked.queries) * asked.topk
-    if wanted > MOST_PASSAGES:
+    if not 1 <= topk <= MOST_TOPK:
+        raise HTTPException(422, f"topk is from 1 to {MOST_TOPK}, not {topk}.")
+    if queries * topk > MOST_PASSAGES:
         raise HTTPException(
             422,
-            f"{len(asked.queries)} queries of {asked.topk} passages are {wanted}, and"
-            f" one request brings at most {MOST_PASSAGES}: send several.",
+            f"{queries} queries of {topk} passages are {queries * topk}, and one"
+            f" request brings at most {MOST_PASSAGES}: send several.",
         )
 
 

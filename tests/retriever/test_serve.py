@@ -1,15 +1,13 @@
 """The server: Search-R1's protocol, limits, and how it ends."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from helpers import FILM_PASSAGES
 from servers import ServeCommand
@@ -96,8 +94,10 @@ def test_topk_is_honoured(url, topk):
 
 
 def test_topk_that_is_not_said_is_three(url):
-    (found,) = retrieve(url, queries=["Dara Kallas Merano river"])
+    query = "Dara Kallas Merano river"
+    (found,) = retrieve(url, queries=[query])
     assert len(found) == TOPK == 3
+    assert retrieve(url, queries=[query], topk=None) == [found]
 
 
 def test_each_query_of_a_batch_has_its_list_in_its_place(url):
@@ -242,15 +242,6 @@ def test_the_command_serves_until_ctrl_c(folder, small):
     assert error.strip() == "Interrupted."
 
 
-def is_running(process_id):
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{process_id}/stat") as stat:  # noqa: PTH123
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
-
-
 @pytest.mark.slow
 def test_workers_share_an_index_and_none_outlives_the_command(folder, small):
     with ServeCommand(folder, "--workers", "2") as command:
@@ -259,19 +250,12 @@ def test_workers_share_an_index_and_none_outlives_the_command(folder, small):
         with ThreadPoolExecutor(8) as clients:
             found = list(clients.map(lambda _: remote.search(queries, 2), range(40)))
         assert found == [small.search(queries, 2)] * 40
-        listed = subprocess.run(
-            ["ps", "-o", "pid=,args=", "--ppid", str(command.process.pid)],
-            capture_output=True,
-            text=True,
-        ).stdout
-        lines = [line.split() for line in listed.splitlines() if "spawn_main" in line]
-        workers = [int(words[0]) for words in lines]
+        children = psutil.Process(command.process.pid).children()
+        workers = [child for child in children if "spawn_main" in str(child.cmdline())]
         assert len(workers) == 2
         command.kill()
-        deadline = time.monotonic() + 20
-        while any(map(is_running, workers)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not any(map(is_running, workers))
+        _, alive = psutil.wait_procs(workers, timeout=60)
+        assert not alive
 
 
 @pytest.mark.slow
