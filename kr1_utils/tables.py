@@ -466,7 +466,7 @@ def served_index() -> str:
         times = [f"{row[f'milliseconds_{percent}']:.1f}" for percent in (50, 99)]
         rows.append([name, *speeds, *times])
     header = [
-        "one index",
+        f"an index of {table['passages'].iloc[0]:,} passages",
         "queries a second, 1 a request",
         "64 a request",
         "milliseconds for 1: median",
