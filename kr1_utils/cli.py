@@ -67,6 +67,7 @@ def _parser() -> _Parser:
     _add_bench(commands)
     _add_ask(commands)
     _add_push(commands)
+    _add_serve(commands)
     _add_miniwiki(commands)
     _add_mine(commands)
     _add_question_set(commands)
@@ -329,6 +330,7 @@ def _add_bench(commands) -> None:
     _add_bench_training(benchmarks)
     _add_bench_busy(benchmarks)
     _add_bench_gpu(benchmarks)
+    _add_bench_serving(benchmarks)
     for benchmark in benchmarks.choices.values():
         benchmark.set_defaults(call=_bench, interrupted="Interrupted.")
         benchmark.add_argument(
@@ -469,6 +471,24 @@ def _add_bench_gpu(benchmarks) -> None:
     )
 
 
+def _add_bench_serving(benchmarks) -> None:
+    parser = _add_command(
+        benchmarks,
+        "serving",
+        "search one index in this process, and over HTTP from many clients",
+        "kr1 bench serving --passages 100000",
+        "It also shows the memory of two trainings, each with its own index and with a"
+        " served one.",
+    )
+    parser.add_argument(
+        "--passages",
+        type=int,
+        default=100_000,
+        metavar="N",
+        help="how many passages; 100000 if not given",
+    )
+
+
 def _bench(arguments) -> None:
     from kr1_utils.bench.run import run
 
@@ -479,6 +499,59 @@ def _bench_gpu(arguments) -> None:
     from kr1_utils.bench.gpu import run
 
     run(arguments)
+
+
+# --- serve ---
+
+
+def _add_serve(commands) -> None:
+    parser = _add_command(
+        commands,
+        "serve",
+        "serve an index to other processes, in Search-R1's protocol",
+        "kr1 serve --profile tiny --port 8000",
+        "A run uses it with --set retriever=http://127.0.0.1:8000.",
+    )
+    parser.set_defaults(call=_serve, interrupted="Interrupted.")
+    parser.add_argument(
+        "--profile", default="tiny", help="whose passages; tiny if not given"
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--index",
+        type=expand_home,
+        default="",
+        metavar="FOLDER",
+        help="the index; that of the profile's runs if not given",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; only this machine reaches 127.0.0.1, the default",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, help="8000 if not given; 0 takes a free one"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that answer; 1 if not given",
+    )
+
+
+def _serve(arguments) -> None:
+    from kr1_utils.retriever.serve import serve
+
+    serve(
+        arguments.profile,
+        arguments.data,
+        arguments.index,
+        arguments.host,
+        arguments.port,
+        arguments.workers,
+    )
 
 
 # --- ask, push ---

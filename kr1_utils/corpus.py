@@ -28,6 +28,11 @@ def read_passages(source: str | os.PathLike, split: str = "train") -> Iterator[d
         FileNotFoundError: if there is no such file, folder or data set.
         ValueError: naming the first row that is none of these.
     """
+    if source is None:
+        raise ValueError(
+            "There are no passages in DATA: only notebooks 02 to 05 do without, where"
+            " another process serves the index."
+        )
     for number, row in enumerate(read_rows(source, split), 1):
         passage = _passage(row, number)
         for key in ("id", "title", "text"):
@@ -58,14 +63,21 @@ def _passage(row: dict, number: int) -> dict:
 
 
 def _passage_of_flashrag(row: dict, number: int) -> dict:
-    """FlashRAG's and Search-R1's: the first line of `contents` is the quoted title."""
-    title, _, text = row["contents"].partition("\n")
+    """FlashRAG's and Search-R1's: title and text are both in `contents`."""
+    title, text = split_contents(row["contents"])
     given = row.get("id")
     return {
         "id": _own_id(number) if given is None else str(given),
-        "title": title.strip().removeprefix('"').removesuffix('"'),
-        "text": text.strip(),
+        "title": title,
+        "text": text,
     }
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+    """Title and text of FlashRAG's and Search-R1's `contents`: its first line is the
+    quoted title."""
+    title, _, text = contents.partition("\n")
+    return title.strip().removeprefix('"').removesuffix('"'), text.strip()
 
 
 def _own_id(number: int) -> str:
@@ -394,7 +406,8 @@ FILES = ("passages", "train", "train_extra", *TEST_SETS)
 def locate_files(profile: Profile, data: str = "") -> dict[str, Path | None]:
     """The files of a run, by the names in FILES; None where it has none.
 
-    What a profile names on the hub is fetched, unless it is here.
+    What a profile names on the hub is fetched, unless it is here. Only where a profile
+    names a served index may there be no passages.
 
     Args:
         data: a folder of yours with `passages.jsonl` and any of `questions.jsonl` (to
@@ -428,7 +441,7 @@ def named_files(profile: Profile, data: str = "") -> dict[str, Path | str | None
     """The files of a run as `locate_files` gives them, but nothing is fetched: those of
     the hub are names, `owner/name:FILE`."""
     if data:
-        return _files_of_folder(data, profile.eval_questions)
+        return _files_of_folder(data, profile)
     if not profile.corpus:
         raise ValueError(
             f"The profile {profile.name} has no corpus of its own: name a folder with "
@@ -451,17 +464,17 @@ def _named_file(file: str) -> Path | str | None:
     return file if is_hub_file(file) else shipped(file)
 
 
-def _files_of_folder(data: str, eval_questions: int) -> dict[str, Path | None]:
+def _files_of_folder(data: str, profile: Profile) -> dict[str, Path | None]:
     data = expand_home(data, "DATA")
     folder = Path(data)
     if not folder.is_dir():
         folder = in_repository(data)
     found = {name: _first_file(folder, name) for name in FILES}
-    if not found["passages"]:
+    if not found["passages"] and not profile.retriever:
         raise FileNotFoundError(f"DATA={data}: no passages.jsonl in that folder.")
     if not found["test"]:
         found["test"] = _first_file(folder, "questions")
-        if eval_questions and not found["train"]:
+        if profile.eval_questions and not found["train"]:
             # One file for both, which `load_split` divides.
             found["train"] = found["test"]
     return found

@@ -63,6 +63,8 @@ class Profile:
     test_questions: str = ""
     test_single_questions: str = ""
     test_known_questions: str = ""
+    # The URL of a served index, see `kr1 serve`; if empty, a run has its own.
+    retriever: str = ""
     system_prompt: str = SYSTEM_PROMPT
     limits: Limits = Limits()
     grpo: dict = field(default_factory=dict)

@@ -23,6 +23,8 @@ COMMANDS = [
     ["bench", "gpu"],
     ["ask"],
     ["push"],
+    ["bench", "serving"],
+    ["serve"],
     ["miniwiki"],
     ["mine"],
     ["data"],

@@ -628,6 +628,16 @@ def test_own_data_without_passages_is_refused(tmp_path):
         corpus.locate_files(profiles.resolve("tiny"), str(tmp_path))
 
 
+def test_own_data_without_passages_will_do_where_an_index_is_served(tmp_path):
+    (tmp_path / "questions.jsonl").write_text(jsonl(QUESTION))
+    profile = profiles.resolve("tiny", {"retriever": "http://127.0.0.1:8000"})
+    where = corpus.locate_files(profile, str(tmp_path))
+    assert where["passages"] is None
+    assert corpus.load_split(where, "test") == [QUESTION]
+    with pytest.raises(ValueError, match="no passages in DATA"):
+        corpus.load_passages(where["passages"])
+
+
 def test_training_set_carries_what_the_rewards_need(questions):
     asked = [*questions["train"][:2], {**QUESTION, "id": 7, "question": "\ud800?"}]
     rows = corpus.training_set(asked)

@@ -13,6 +13,7 @@ import papermill
 import pytest
 from helpers import SHORT, exercises, solution_code
 from papermill.exceptions import PapermillExecutionError
+from servers import served
 
 from kr1_utils import files, reproduce, trainer
 
@@ -181,6 +182,52 @@ def test_training_on_your_own_data(tmp_path):
     (own / "train.jsonl").write_text("".join(lines[:40]))
     run("03_train_grpo", tmp_path / "out", DATA=str(own))
     assert len(pd.read_csv(tmp_path / "out" / "train_log.csv")) == SHORT["max_steps"]
+
+
+@pytest.mark.slow
+def test_with_a_served_index_a_run_needs_neither_passages_nor_01(tmp_path, retriever):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("train", "test", "test_single"):
+        shutil.copy(REPO / "data" / "miniwiki" / f"{name}.jsonl", own)
+    out = tmp_path / "out"
+    with served(retriever) as url:
+        overrides = {**SHORT, "retriever": url}
+        reproduce.reproduce(
+            reproduce.Request(out=str(out), data=str(own), overrides=overrides)
+        )
+    assert len(pd.read_csv(out / "train_log.csv")) == SHORT["max_steps"]
+    lines = (out / "predictions.jsonl").read_text().splitlines()
+    found = [json.loads(line)["passage_ids"] for line in lines]
+    assert any(found) and len(found) == 2 * SHORT["eval_questions"]
+    assert not (out / "01.ipynb").exists() and not (out / "index").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["01_build_index", "A1_tiny_model", "A2_break_it", "A3_cold_start"]
+)
+def test_a_served_index_is_searched_by_the_other_notebooks_too(
+    name, tmp_path, retriever
+):
+    index = CountsSearches(retriever)
+    with served(index) as url:
+        run(name, tmp_path, OVERRIDES={**SHORT, "retriever": url})
+    # More than the one that asks whether the server is there.
+    assert index.searches > 1
+
+
+class CountsSearches:
+    def __init__(self, index):
+        self.index = index
+        self.searches = 0
+
+    def __len__(self):
+        return len(self.index)
+
+    def search(self, queries, k):
+        self.searches += 1
+        return self.index.search(queries, k)
 
 
 ODD = [

@@ -77,8 +77,12 @@ def _seconds_of_a_step(steps: int, spin_count: str) -> float:
     return statistics.median(log["step_time"][1:])
 
 
-def _train(folder: Path, steps: int) -> None:
-    """Train `tiny` for so many steps in this process."""
+def train(folder: Path, steps: int, retriever=None) -> None:
+    """Train `tiny` for so many steps in this process.
+
+    Args:
+        retriever: None builds an index of its passages.
+    """
     from kr1_utils import corpus, models, rewards, trainer
     from kr1_utils.profiles import resolve
     from kr1_utils.retriever.search import Retriever
@@ -93,7 +97,7 @@ def _train(folder: Path, steps: int) -> None:
         train_dataset=corpus.training_set(questions),
         processing_class=tokenizer,
         peft_config=models.lora_config(profile),
-        retriever=Retriever.build(where["passages"]),
+        retriever=retriever or Retriever.build(where["passages"]),
         limits=profile.limits,
         reward_funcs=rewards.reward_functions(profile)[0],
         folder=folder,
@@ -102,4 +106,4 @@ def _train(folder: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    _train(Path(sys.argv[1]), int(sys.argv[2]))
+    train(Path(sys.argv[1]), int(sys.argv[2]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from kr1_utils.bench import agent, ask, busy, retrieval, training
+from kr1_utils.bench import agent, ask, busy, retrieval, serving, training
 from kr1_utils.files import write_text
 
 
@@ -83,6 +83,12 @@ BENCHMARKS = {
         keys=["machine"],
         settings=[],
         for_print=times_the_quiet_one,
+    ),
+    "serving": Benchmark(
+        serving.measure,
+        keys=["passages"],
+        settings=["passages"],
+        for_print=times_the_first("queries_per_second_1"),
     ),
 }
 

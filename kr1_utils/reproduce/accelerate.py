@@ -16,6 +16,7 @@ from kr1_utils.extras import missing
 from kr1_utils.files import display_path, write_text
 from kr1_utils.notebook import index_folder
 from kr1_utils.processes import end_with_parent
+from kr1_utils.profiles import resolve
 
 try:
     import nbformat
@@ -102,7 +103,8 @@ def launch(source: Path, parameters: dict, out: Path, spread: Spread) -> float:
         ImportError: without the extra [notebooks].
     """
     index = index_folder(out)
-    if not index.exists():
+    profile = resolve(parameters["PROFILE"], parameters["OVERRIDES"])
+    if not profile.retriever and not index.exists():
         # Several processes would build it at once.
         raise RuntimeError(
             f"No index at {display_path(index)}: run 01_build_index first."

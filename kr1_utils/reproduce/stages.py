@@ -34,7 +34,8 @@ class Stage:
         number: "01" to "05", or "A3"; OUT/<number>.ipynb is the notebook once it has
             run.
         notebook: its name in notebooks/, without the ending.
-        outputs: what it must have left in OUT to be complete, besides the index.
+        outputs: what it must have left in OUT to be complete; the first one also has
+            left the index.
         invalidates: stages that show what this one makes, and so are outdated when it
             runs.
     """
@@ -45,6 +46,7 @@ class Stage:
     invalidates: tuple[str, ...] = ()
 
 
+INDEXING = Stage("01", "01_build_index", outputs=("retrieval.json",))
 TRAINING = Stage(
     "03",
     "03_train_grpo",
@@ -58,7 +60,7 @@ COLD_START = Stage(
     invalidates=("02", "03", "04", "05"),
 )
 STAGES = (
-    Stage("01", "01_build_index", outputs=("retrieval.json",)),
+    INDEXING,
     COLD_START,
     Stage("02", "02_agent_loop"),
     TRAINING,
@@ -131,6 +133,9 @@ def reproduce(request: Request) -> dict:
             if request.only not in (None, stage.number):
                 continue
             print(f"{stage.notebook:20}", end=" ", flush=True)
+            if stage is INDEXING and profile.retriever and not request.only:
+                print("not needed: another process serves the index", flush=True)
+                continue
             if is_complete(stage, out, current_stamp) and not request.force:
                 seconds = _read_record(out, stage.number)["seconds"]
                 print(f"complete already, {seconds:.0f} s", flush=True)
@@ -182,11 +187,9 @@ def is_complete(stage: Stage, out: Path, current_stamp: str) -> bool:
     record = _read_record(out, stage.number)
     if record is None or record["stamp"] != current_stamp:
         return False
-    made = [
-        out / f"{stage.number}.ipynb",
-        index_folder(out),
-        *(out / name for name in stage.outputs),
-    ]
+    made = [out / f"{stage.number}.ipynb", *(out / name for name in stage.outputs)]
+    if stage is INDEXING:
+        made.append(index_folder(out))
     return all(path.exists() for path in made)
 
 

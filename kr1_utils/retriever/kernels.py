@@ -122,6 +122,25 @@ def score_postings(tokens, lengths, column_starts, idf, mean_length, k1, b):
 
 
 @compiled(nogil=True)
+def find_columns(hashes, words):
+    """The place of each hash in `words`.
+
+    Args:
+        hashes: (M,) uint64.
+        words: (V,) uint64, ascending.
+
+    Returns:
+        (M,) int64, -1 for a hash that is not there.
+    """
+    columns = np.searchsorted(words, hashes)
+    for place in range(len(hashes)):
+        column = columns[place]
+        if column == len(words) or words[column] != hashes[place]:
+            columns[place] = -1
+    return columns
+
+
+@compiled(nogil=True)
 def best_passages(words, query_starts, column_starts, rows, scores, passages, k):
     """Find the k passages of each query with the highest sums of scores, best first.
 
@@ -129,7 +148,8 @@ def best_passages(words, query_starts, column_starts, rows, scores, passages, k)
     same ones win.
 
     Args:
-        words: int64, numbers of words, one query after the other.
+        words: int64, numbers of words, one query after the other; -1 for a word that
+            no passage holds.
         query_starts: (Q + 1,) int64, where each query begins in `words`, and the end.
         column_starts, rows, scores: see `ShardArrays`.
         passages: N, how many there are.
@@ -158,8 +178,14 @@ def _sum_scores(query_words, column_starts, rows, scores, passages):
     """(N,) float32, each passage's score for one query."""
     sums = np.zeros(passages, np.float32)
     for word in query_words:
-        for place in range(column_starts[word], column_starts[word + 1]):
-            sums[rows[place]] += scores[place]
+        if word >= 0:
+            start = column_starts[word]
+            end = column_starts[word + 1]
+            # Of numbers without a sign, none is checked for being counted from the end.
+            word_rows = rows[start:end].view(np.uint32)
+            word_scores = scores[start:end]
+            for place in range(len(word_rows)):
+                sums[word_rows[place]] += word_scores[place]
     return sums
 
 
@@ -190,8 +216,12 @@ def _largest(sums, k):
 
 @compiled(nogil=True)
 def _maximum(numbers):
-    """The largest of whole numbers that are not negative."""
-    most = 0
-    for number in numbers:
-        most = max(most, number)
+    """The largest of whole numbers of 32 bits that are not negative.
+
+    As it stands, the compiler compares sixteen at once. It does not for the numbers
+    themselves in place of their indices, nor for a `most` of 64 bits.
+    """
+    most = np.int32(0)
+    for place in range(len(numbers)):
+        most = max(most, numbers[place])
     return most

@@ -6,8 +6,8 @@ import mmap
 import os
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +16,17 @@ from joblib import cpu_count
 
 from kr1_utils.retriever.arrays import ShardArrays, map_arrays, run_starts
 from kr1_utils.retriever.build import SHARD, fingerprint, write_index
-from kr1_utils.retriever.kernels import best_passages
+from kr1_utils.retriever.kernels import best_passages, find_columns
 from kr1_utils.retriever.manifest import STEMMER, STOP_WORDS, check_index
 from kr1_utils.retriever.tokens import tokenize, word_hashes
 
 # A batch of queries is searched in this many parts, unless they would be smaller.
 PARTS = 8
 SMALLEST_PART = 32
+
+# A batch whose queries, times the shards, are at most so many is searched by the thread
+# that asks: waiting for others takes longer.
+FEW_SEARCHES = 8
 
 
 class Retriever:
@@ -57,6 +61,9 @@ class Retriever:
     def __len__(self) -> int:
         """How many passages there are."""
         return self._starts[-1]
+
+    def __str__(self) -> str:
+        return f"{len(self)} passages"
 
     @classmethod
     def build(
@@ -147,22 +154,32 @@ class Retriever:
         distinct = list(dict.fromkeys(queries))
         stems = tokenize(distinct, self._stemmer, self._stop_words)
         words = [word_hashes(of_query) for of_query in stems]
-        # Threads search all parts one after the other, and meanwhile this one reads the
-        # passages that were found for the parts before.
-        parts = [self._start_search(part, k) for part in _cut_into_parts(words)]
         found: list[list[dict]] = []
-        for shards in parts:
-            rows, scores = self._merge([shard.result() for shard in shards], k)
+        for shards in self._search_shards(words, k):
+            rows, scores = self._merge(shards, k)
             for query_rows, query_scores in zip(rows, scores, strict=True):
                 found.append(self._read(query_rows, query_scores))
         by_query = dict(zip(distinct, found, strict=True))
         return [by_query[query] for query in queries]
 
-    def _start_search(self, queries: list[np.ndarray], k: int) -> list[Future]:
-        """Have the threads search all shards."""
-        return [
-            self._threads.submit(shard.search, queries, k) for shard in self._shards
+    def _search_shards(
+        self, queries: list[np.ndarray], k: int
+    ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        """What `Shard.search` finds in all shards, for one part of the batch after the
+        other."""
+        parts = [Part.of(part) for part in _cut_into_parts(queries)]
+        if len(queries) * len(self._shards) <= FEW_SEARCHES:
+            for part in parts:
+                yield [shard.search(part, k) for shard in self._shards]
+            return
+        # Threads search all parts one after the other, and meanwhile this one reads the
+        # passages that were found for the parts before.
+        started = [
+            [self._threads.submit(shard.search, part, k) for shard in self._shards]
+            for part in parts
         ]
+        for searches in started:
+            yield [search.result() for search in searches]
 
     def _merge(
         self, found: list[tuple[np.ndarray, np.ndarray]], k: int
@@ -201,6 +218,25 @@ class Retriever:
         return passages
 
 
+@dataclass(frozen=True)
+class Part:
+    """The words of a part of a batch.
+
+    Attributes:
+        hashes: (M,) uint64, `word_hashes`, one query after the other.
+        starts: (Q + 1,) int64, where each query begins among them, and the end.
+    """
+
+    hashes: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, queries: list[np.ndarray]) -> "Part":
+        """The part of these queries, of each its hashes."""
+        starts = run_starts([len(query) for query in queries])
+        return cls(np.concatenate(queries), starts)
+
+
 def _cut_into_parts(queries: list[np.ndarray]) -> list[list[np.ndarray]]:
     size = max(SMALLEST_PART, math.ceil(len(queries) / PARTS))
     return [queries[start : start + size] for start in range(0, len(queries), size)]
@@ -231,44 +267,25 @@ class Shard:
             text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return cls(arrays, text)
 
-    def search(
-        self, queries: list[np.ndarray], k: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, part: Part, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Find the best passages of this shard.
 
         Args:
-            queries: the `word_hashes` of each query's stems.
             k: how many passages, from 1; all, where the shard has fewer.
 
         Returns:
             (Q, k) int64, the passages' rows in this shard, best first; (Q, k) float32,
             their scores, 0 for passages that share no word with the query.
         """
-        hashes = np.concatenate(queries)
-        columns, known = self._find_columns(hashes)
-        # Words that no passage holds fall out, so each query begins among the words
-        # that are left where as many known ones stand before it.
-        known_before = run_starts(known)
-        query_starts = known_before[run_starts([len(query) for query in queries])]
         return best_passages(
-            columns[known],
-            query_starts,
+            find_columns(part.hashes, self.arrays.words),
+            part.starts,
             self.arrays.column_starts,
             self.arrays.rows,
             self.arrays.scores,
             len(self.arrays.offsets) - 1,
             k,
         )
-
-    def _find_columns(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The column of each word, and whether the word is known at all."""
-        words = self.arrays.words
-        if not len(words):
-            return np.zeros(len(hashes), np.int64), np.zeros(len(hashes), bool)
-        # The search leaves out the last word. Where that one belongs, or none, is then
-        # the last column, which exists, and not the one behind it.
-        columns = np.searchsorted(words[:-1], hashes)
-        return columns, words[columns] == hashes
 
     def read(self, row: int) -> dict:
         """The passage in this row of the shard."""

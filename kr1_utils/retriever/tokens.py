@@ -1,10 +1,12 @@
 """Owns the words of texts: stems, without stop words, as numbers of 64 bits."""
 
 import hashlib
+import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, count
 
 import bm25s
@@ -14,11 +16,14 @@ import Stemmer
 from kr1_utils.retriever.arrays import run_starts
 from kr1_utils.retriever.kernels import expand_pieces
 
+# A word of two letters or more, bm25s's own pattern.
+WORD = re.compile(r"\b\w\w+\b")
+
 
 def _separates_words(byte: int) -> bool:
     """Whether a byte of UTF-8 is an ASCII character that is no part of a word.
 
-    A word is what bm25s's pattern `\\b\\w\\w+\\b` matches.
+    A word is what WORD matches.
     """
     character = chr(byte)
     return byte < 128 and not character.isalnum() and character != "_"
@@ -47,11 +52,27 @@ class Tokens:
 def tokenize(texts: list[str], stemmer: str, stop_words: str) -> list[list[str]]:
     """The stems of each text, in its order, as bm25s finds them.
 
+    `bm25s.tokenize` takes several times as long for one query: it draws progress bars
+    that are not shown, and makes its vocabulary.
+
     Args:
         stemmer: one of Snowball's, for example "english".
         stop_words: one of bm25s's lists of words to leave out, for example "en".
     """
-    return _tokenize(texts, stemmer, stop_words, return_ids=False)
+    skipped = _stop_list(stop_words)
+    words = [
+        [word for word in WORD.findall(text.lower()) if word not in skipped]
+        for text in texts
+    ]
+    distinct = list(dict.fromkeys(chain.from_iterable(words)))
+    stems = dict(zip(distinct, Stemmer.Stemmer(stemmer).stemWords(distinct)))
+    return [[stems[word] for word in of_text] for of_text in words]
+
+
+@cache
+def _stop_list(name: str) -> frozenset[str]:
+    """The words of one of bm25s's lists."""
+    return frozenset(bm25s.tokenization.Tokenizer(stopwords=name).stopwords)
 
 
 def tokenize_corpus(texts: Iterable[str], stemmer: str, stop_words: str) -> Tokens:
@@ -71,7 +92,12 @@ def tokenize_corpus(texts: Iterable[str], stemmer: str, stop_words: str) -> Toke
         stemmer, stop_words: as in `tokenize`.
     """
     distinct, pieces, text_starts = _number_pieces(texts)
-    found = _tokenize(distinct, stemmer, stop_words, return_ids=True)
+    found = bm25s.tokenize(
+        distinct,
+        stopwords=stop_words,
+        stemmer=Stemmer.Stemmer(stemmer),
+        show_progress=False,
+    )
     # bm25s numbers stems in any order; ours are the places of their sorted hashes.
     words, places = np.unique(word_hashes(found.vocab), return_inverse=True)
     bm25s_numbers = np.fromiter(chain.from_iterable(found.ids), np.int64)
@@ -113,13 +139,3 @@ def _number_pieces(texts: Iterable[str]) -> tuple[list[str], np.ndarray, np.ndar
         text_starts.append(len(pieces))
     distinct = [piece.decode("utf-8", "surrogatepass") for piece in numbers]
     return distinct, np.array(pieces, np.int32), np.array(text_starts, np.int64)
-
-
-def _tokenize(texts: list[str], stemmer: str, stop_words: str, return_ids: bool):
-    return bm25s.tokenize(
-        texts,
-        stopwords=stop_words,
-        stemmer=Stemmer.Stemmer(stemmer),
-        return_ids=return_ids,
-        show_progress=False,
-    )

@@ -24,13 +24,16 @@ CHANGEABLE_AFTER_OOM = (
     "vllm_max_model_length",
 )
 
+# Settings that may always change: a served index may have moved to another address.
+CHANGEABLE = ("retriever",)
+
 
 def resume_point(folder: Path, settings: dict) -> str | None:
     """The last complete checkpoint in `folder` of a run with these settings.
 
-    A folder of a run with other settings is cleared. A run that ran out of memory may
-    go on with other values of `CHANGEABLE_AFTER_OOM`. Where several processes train,
-    the first one looks, and tells the others.
+    A folder of a run with other settings is cleared. Those in `CHANGEABLE` do not
+    count, nor do those in `CHANGEABLE_AFTER_OOM` if the run ran out of memory. Where
+    several processes train, the first one looks, and tells the others.
 
     Args:
         settings: everything that a run depends on, as plain values; kept in `folder`.
@@ -62,13 +65,14 @@ def _goes_on(folder: Path, note: Path, settings: dict) -> bool:
     """Whether the run that left `note` is this one."""
     if not note.exists():
         return False
-    before = note.read_text()
-    if before == _as_text(settings):
-        return True
-    if not (folder / OUT_OF_MEMORY).exists() or not before:
+    try:
+        before = json.loads(note.read_text())
+    except ValueError:
         return False
-    same_but_lowered = _as_text(json.loads(before), CHANGEABLE_AFTER_OOM)
-    return same_but_lowered == _as_text(settings, CHANGEABLE_AFTER_OOM)
+    changeable = CHANGEABLE
+    if (folder / OUT_OF_MEMORY).exists():
+        changeable += CHANGEABLE_AFTER_OOM
+    return _as_text(before, changeable) == _as_text(settings, changeable)
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -53,7 +53,7 @@ def log_of(out) -> list[dict]:
 
 # --- one launch of a small notebook ---
 
-PARAMETERS = {"OUT": "", "OVERRIDES": {"max_steps": 5}}
+PARAMETERS = {"PROFILE": "tiny", "OUT": "", "OVERRIDES": {"max_steps": 5}}
 
 
 def small_notebook(folder, code):
@@ -125,6 +125,14 @@ def test_several_processes_do_not_start_without_an_index(tmp_path):
     assert done.returncode == 1
     assert "run 01_build_index first" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_several_processes_need_no_index_of_their_own_where_one_is_served(tmp_path):
+    notebook = small_notebook(tmp_path, "print(OVERRIDES['retriever'])")
+    url = "http://127.0.0.1:8000"
+    parameters = {**PARAMETERS, "OVERRIDES": {"retriever": url}}
+    launch(notebook, parameters, tmp_path, Spread(processes=2, rows=8))
+    assert f"{url}\n" in (tmp_path / "03.log").read_text()
 
 
 @pytest.mark.parametrize("processes", [0, 3])

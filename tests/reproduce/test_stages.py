@@ -96,6 +96,29 @@ def test_tilde_in_out_and_data_is_the_home_folder(executed, tmp_path, monkeypatc
     assert not (tmp_path / "~").exists()
 
 
+def test_with_a_served_index_none_is_built_and_no_passages_are_needed(
+    executed, tmp_path, capsys
+):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("train", "test"):
+        shutil.copy(files.REPO / "data" / "miniwiki" / f"{name}.jsonl", own)
+    request = Request(out=str(tmp_path / "out"), data=str(own))
+    with pytest.raises(FileNotFoundError, match="no passages.jsonl"):
+        reproduce(request)
+    overrides = {"retriever": "http://127.0.0.1:8000"}
+    request = dataclasses.replace(request, overrides=overrides)
+    reproduce(request)
+    assert executed == ["02", "03", "04", "05"]
+    shutil.rmtree(tmp_path / "out" / "index")
+    capsys.readouterr()
+    reproduce(request)
+    assert executed == ["02", "03", "04", "05"]
+    said = capsys.readouterr().out
+    assert said.count("complete already") == 4
+    assert "01_build_index       not needed" in said
+
+
 def test_force_runs_finished_notebooks_again(executed, tmp_path):
     reproduce(Request(out=str(tmp_path), only="02"))
     reproduce(Request(out=str(tmp_path), only="02", force=True))

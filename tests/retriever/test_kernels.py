@@ -19,6 +19,7 @@ from kr1_utils.retriever.kernels import (
     best_passages,
     document_counts,
     expand_pieces,
+    find_columns,
     score_postings,
 )
 
@@ -84,6 +85,19 @@ def test_best_passages_are_those_of_sorted_sums(passages, k, most, seed):
         assert scores.tolist() == sorted(sums, reverse=True)[:k]
         assert sums[own_rows].tolist() == scores.tolist()
         assert len(set(own_rows.tolist())) == min(k, passages)
+
+
+numbers = st.integers(0, 2**64 - 1)
+
+
+@given(st.sets(numbers, max_size=20), st.lists(numbers, max_size=10), st.data())
+def test_column_of_a_hash_is_its_place_or_none(words, others, data):
+    words = sorted(words)
+    known = data.draw(st.lists(st.sampled_from(words), max_size=10)) if words else []
+    hashes = data.draw(st.permutations(known + others))
+    columns = find_columns(np.array(hashes, np.uint64), np.array(words, np.uint64))
+    wanted = [words.index(number) if number in words else -1 for number in hashes]
+    assert columns.tolist() == wanted
 
 
 # --- no place to keep compiled code ---

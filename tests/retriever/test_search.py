@@ -1,15 +1,10 @@
 """Searching: the same results however it is asked, and no query that breaks it."""
 
-import http.server
-import json
 import os
-import re
 import shutil
 import string
 import subprocess
 import sys
-import textwrap
-import threading
 
 import bm25s
 import pytest
@@ -19,9 +14,7 @@ from helpers import FILM_PASSAGES, check_against_plain_bm25s, found_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kr1_utils.agent import ScriptedEngine, rollout
 from kr1_utils.files import REPO
-from kr1_utils.profiles import Limits
 from kr1_utils.retriever import Retriever, fingerprint
 
 WORDS = [
@@ -257,64 +250,3 @@ from kr1_utils.retriever import Retriever
 print(Retriever.build({FILM_PASSAGES!r}).search(["poems"], 1)[0][0]["id"])
 """
     assert printed_by(program) == "c"
-
-
-# --- something else in its place ---
-
-
-def client_of_the_readme():
-    """The class that a README shows for a retriever behind HTTP."""
-    for file in (REPO / "README.md", REPO / "kr1_utils" / "README.md"):
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        for block in re.findall(r"^ *```python\n(.+?)^ *```$", text, re.M | re.S):
-            if "class Client" in block:
-                names: dict = {}
-                exec(textwrap.dedent(block), names)
-                return names["Client"]
-    raise AssertionError("No README shows a class Client.")
-
-
-class Serving(http.server.BaseHTTPRequestHandler):
-    """An index behind HTTP, as a cluster would have it."""
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        found = self.server.index.search(asked["queries"], asked["k"])
-        body = json.dumps(found).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-def ask_who(index, tokenizer):
-    """The trajectory of one question that searches for poems."""
-    turns = [
-        "<think> I look.</think><search> poems</search>",
-        "<think> So.</think><answer> Dara</answer>",
-    ]
-    engine = ScriptedEngine(tokenizer, {"Who?": turns})
-    limits = Limits(
-        max_turns=2,
-        top_k=2,
-        max_turn_tokens=60,
-        max_observation_tokens=120,
-        max_response_tokens=700,
-    )
-    return rollout(engine, tokenizer, index, [{"question": "Who?"}], limits, "S")[0]
-
-
-def test_served_index_can_take_the_place_of_ours(small, tokenizer):
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Serving) as server:
-        server.index = small
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        client = client_of_the_readme()(f"http://127.0.0.1:{server.server_address[1]}")
-        theirs = ask_who(client, tokenizer)
-        server.shutdown()
-    ours = ask_who(small, tokenizer)
-    assert theirs.passages == ours.passages == [small.search(["poems"], 2)[0]]
-    assert theirs.completion_ids == ours.completion_ids
-    assert theirs.answer == "Dara"

@@ -42,6 +42,22 @@ def test_run_with_other_settings_starts_anew(folder, settings):
     assert not list(folder.glob("checkpoint-*"))
 
 
+def test_run_goes_on_where_its_served_index_has_moved(folder):
+    checkpoint = add_checkpoint(folder, 20)
+    for url in ("http://a:8000", "http://b:8000", ""):
+        profile = {**SETTINGS["profile"], "retriever": url}
+        moved = {**SETTINGS, "profile": profile}
+        assert trainer.resume_point(folder, moved) == checkpoint
+    assert trainer.resume_point(folder, {**moved, "seed": 2}) is None
+
+
+@pytest.mark.parametrize("note", ["", '{"half', "[]", "null"])
+def test_run_whose_note_cannot_be_read_starts_anew(folder, note):
+    add_checkpoint(folder, 20)
+    (folder / "settings.json").write_text(note)
+    assert trainer.resume_point(folder, SETTINGS) is None
+
+
 def test_run_without_a_note_of_its_settings_starts_anew(folder):
     add_checkpoint(folder, 20)
     (folder / "settings.json").unlink()
