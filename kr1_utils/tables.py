@@ -536,6 +536,43 @@ def bm25_engines() -> str:
     return markdown(header, rows)
 
 
+def served_index() -> str:
+    """An index in process and over HTTP, beside bm25s."""
+    names = {
+        "bm25s": "bm25s, in process",
+        "in_process": "ours, in process",
+        "served_1": "ours, served, 1 client",
+        "served_8": "8 clients",
+        "served_64": "64 clients",
+    }
+    table = pd.read_csv(REFERENCE / "bench_serving.csv").set_index("way")
+    rows = []
+    for way, name in names.items():
+        row = table.loc[way]
+        speeds = [f"{row[f'queries_per_second_{size}']:,.0f}" for size in (1, 64)]
+        times = [f"{row[f'milliseconds_{percent}']:.1f}" for percent in (50, 99)]
+        rows.append([name, *speeds, *times])
+    header = [
+        f"an index of {table['passages'].iloc[0]:,} passages",
+        "queries a second, 1 a request",
+        "64 a request",
+        "milliseconds for 1: median",
+        "99th percentile",
+    ]
+    return markdown(header, rows)
+
+
+def served_index_memory() -> str:
+    """Two trainings at once, with indexes of their own and with a served one."""
+    names = {"trainings": "an index each", "trainings_served": "one served index"}
+    table = pd.read_csv(REFERENCE / "bench_serving.csv").set_index("way")
+    rows = []
+    for way, name in names.items():
+        row = table.loc[way]
+        rows.append([name, f"{row['memory_mib']:,.0f}", f"{row['disk_mib']:,.0f}"])
+    return markdown(["two trainings at once", "memory, MiB", "disk, MiB"], rows)
+
+
 # --- the tables: mined questions ---
 
 
@@ -561,28 +598,6 @@ def mining_counts() -> str:
         "whose evidence is found",
         "train",
         "dev",
-def served_index() -> str:
-    """An index in process and over HTTP, beside bm25s."""
-    names = {
-        "bm25s": "bm25s, in process",
-        "in_process": "ours, in process",
-        "served_1": "ours, served, 1 client",
-        "served_8": "8 clients",
-        "served_64": "64 clients",
-    }
-    table = pd.read_csv(REFERENCE / "bench_serving.csv").set_index("way")
-    rows = []
-    for way, name in names.items():
-        row = table.loc[way]
-        speeds = [f"{row[f'queries_per_second_{size}']:,.0f}" for size in (1, 64)]
-        times = [f"{row[f'milliseconds_{percent}']:.1f}" for percent in (50, 99)]
-        rows.append([name, *speeds, *times])
-    header = [
-        f"an index of {table['passages'].iloc[0]:,} passages",
-        "queries a second, 1 a request",
-        "64 a request",
-        "milliseconds for 1: median",
-        "99th percentile",
     ]
     return markdown(header, rows)
 
@@ -614,15 +629,6 @@ def _right_of(part: pd.DataFrame) -> list[str]:
         str(part["is_right"].sum()),
         f"{part['is_right'].mean():.3f}",
     ]
-def served_index_memory() -> str:
-    """Two trainings at once, with indexes of their own and with a served one."""
-    names = {"trainings": "an index each", "trainings_served": "one served index"}
-    table = pd.read_csv(REFERENCE / "bench_serving.csv").set_index("way")
-    rows = []
-    for way, name in names.items():
-        row = table.loc[way]
-        rows.append([name, f"{row['memory_mib']:,.0f}", f"{row['disk_mib']:,.0f}"])
-    return markdown(["two trainings at once", "memory, MiB", "disk, MiB"], rows)
 
 
 # --- the tables: speed, memory, robustness ---
