@@ -16,6 +16,7 @@ from kr1_utils.notebook import index_folder
 from kr1_utils.profiles import Limits, Profile, resolve
 from kr1_utils.protocol import ChatFormat
 from kr1_utils.retriever.build import fingerprint
+from kr1_utils.retriever.opening import open_retriever
 from kr1_utils.retriever.search import Retriever
 from kr1_utils.runs import SHIPPED_PROFILE, Run, find_run, read_run
 from kr1_utils.transcript import transcript
@@ -100,6 +101,7 @@ def open_agent(
     adapter: str | os.PathLike = "",
     data: str | os.PathLike = "",
     index: str | os.PathLike = "",
+    retriever: str = "",
 ) -> Agent:
     """The trained agent of a run, or any model, ready to be asked.
 
@@ -115,24 +117,29 @@ def open_agent(
         index: a folder in which to keep the index of `data`, or where it lies; "" takes
             the run's if it is over these passages, or makes one that goes with the
             agent.
+        retriever: the URL of a served index instead (see `kr1 serve`); "" is the
+            profile's.
 
     Raises:
         FileNotFoundError: if one of these is not there.
         ValueError: for an unknown profile, and for a model, an adapter, passages or an
             index that do not serve.
+        RuntimeError: if the served index gives no answer.
     """
     setup = _locate(profile, run, model, adapter)
+    if retriever:
+        setup = replace(setup, profile=replace(setup.profile, retriever=retriever))
     # A wrong name is said before anything is loaded, and a wrong model before an index
     # is made, which takes longest.
     passages = _locate_passages(setup, data)
     network, tokenizer = models.load_profile(setup.profile, setup.adapter)
-    retriever = _open_retriever(setup, passages, index)
+    shelf = _open_retriever(setup, passages, index)
     chat = ChatFormat.from_tokenizer(tokenizer)
     engine = TransformersEngine(network, tokenizer, chat.end_of_turn, temperature=0)
     return Agent(
         engine,
         tokenizer,
-        retriever,
+        shelf,
         setup.profile.limits,
         setup.profile.system_prompt,
         _about(setup, passages),
@@ -179,8 +186,10 @@ def _locate(
     return _Setup(replace(settings, model=trained), "", found)
 
 
-def _locate_passages(setup: _Setup, data: str | os.PathLike) -> Path:
-    """The file of passages, of the user or of the run."""
+def _locate_passages(setup: _Setup, data: str | os.PathLike) -> Path | None:
+    """The file of passages, of the user or of the run; None if an index is served."""
+    if setup.profile.retriever:
+        return None
     named = expand_home(data, "DATA")
     if named and not Path(named).exists() and not in_repository(named).exists():
         raise FileNotFoundError(f"DATA={named}: there is no such file or folder.")
@@ -192,8 +201,10 @@ def _locate_passages(setup: _Setup, data: str | os.PathLike) -> Path:
 
 
 def _open_retriever(
-    setup: _Setup, passages: Path, index: str | os.PathLike
+    setup: _Setup, passages: Path | None, index: str | os.PathLike
 ) -> SearchesPassages:
+    if passages is None:
+        return open_retriever(setup.profile.retriever, None)
     if index:
         return Retriever.open_or_build(passages, expand_home(index, "The index"))
     if setup.run:
@@ -204,10 +215,11 @@ def _open_retriever(
     return Retriever.build(passages)
 
 
-def _about(setup: _Setup, passages: Path) -> str:
+def _about(setup: _Setup, passages: Path | None) -> str:
     model = setup.profile.model
     if Path(model).is_absolute():
         model = display_path(model)
     if setup.adapter:
         model = f"{model} with {display_path(setup.adapter)}"
-    return f"{model}, searching {display_path(passages)}"
+    where = display_path(passages) if passages else setup.profile.retriever
+    return f"{model}, searching {where}"

@@ -599,6 +599,12 @@ def _add_ask(commands) -> None:
         metavar="FOLDER",
         help="where to keep their index; if not given, it is made anew each time",
     )
+    parser.add_argument(
+        "--retriever",
+        default="",
+        metavar="URL",
+        help="search a served index instead, see kr1 serve",
+    )
     _add_json(parser)
 
 

@@ -60,6 +60,7 @@ def _open(arguments) -> Agent:
             adapter=arguments.adapter,
             data=arguments.data,
             index=arguments.index,
+            retriever=arguments.retriever,
         )
         print(agent.about, flush=True)
     return agent

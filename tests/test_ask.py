@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from helpers import ANSWER, FILM_PASSAGES, ROOMY, SEARCH, Shelf
 from safetensors.torch import load_file
+from servers import served
 
 from kr1_utils import ask, models, runs
 from kr1_utils.agent import ScriptedEngine
 from kr1_utils.files import REPO, write_jsonl
 from kr1_utils.profiles import resolve
+from kr1_utils.retriever import Retriever
 
 SYSTEM = "Search, read, answer."
 CHECKPOINT = REPO / runs.SHIPPED_RUN / "checkpoint"
@@ -161,6 +163,13 @@ def test_it_asks_over_passages_of_ones_own(no_runs, films, kind):
     reply = agent.ask("Who directed Silent River?")
     found = [p for passages in reply.trajectory.passages for p in passages]
     assert {p["id"] for p in found} <= {p["id"] for p in FILM_PASSAGES}
+
+
+def test_it_searches_an_index_that_another_process_serves(no_runs):
+    with served(Retriever.build(FILM_PASSAGES)) as url:
+        agent = ask.open_agent(retriever=url)
+        assert titles(agent) == {p["title"] for p in FILM_PASSAGES}
+        assert url in agent.about
 
 
 def test_an_index_is_kept_where_it_is_wanted_and_used_again(no_runs, films, tmp_path):
