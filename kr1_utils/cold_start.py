@@ -112,7 +112,12 @@ def demonstrations(
     questions: list[dict], tokenizer, retriever, profile: Profile
 ) -> list[Trajectory]:
     """The expert's conversations that found all evidence within the limits."""
-    scripts = expert.scripts(questions, protocol.render_turn)
+    scripts = {
+        question["question"]: [
+            protocol.render_turn(*turn) for turn in expert.demonstration(question)
+        ]
+        for question in questions
+    }
     made = rollout(
         ScriptedEngine(tokenizer, scripts),
         tokenizer,
