@@ -15,6 +15,7 @@ EXTRAS = {
     "bitsandbytes",
     "datasets",
     "gguf",
+    "httpx",
     "huggingface_hub",
     "matplotlib",
     "nbformat",
@@ -87,12 +88,22 @@ def one_sentence(call, *words: str) -> None:
 
 
 def say_what_is_missing() -> None:
-    from kr1_utils import ask, memory, models, plots, profiles, publish, reproduce
+    from kr1_utils import (
+        ask,
+        hub_files,
+        memory,
+        models,
+        plots,
+        profiles,
+        publish,
+        reproduce,
+    )
     from kr1_utils.reproduce.papermill import run_notebook
 
     small = profiles.resolve("7b")
     one_sentence(lambda: models.load("somebody/model"), "[train]")
     one_sentence(lambda: memory.forecast(small), "[train]")
+    one_sentence(lambda: hub_files.locate("somebody/questions:test"), "[train]")
     one_sentence(plots.use_style, "[notebooks]")
     one_sentence(ask.open_agent, "repository")
     one_sentence(lambda: publish.push(publish.Request("run", "a/b")), "[train]")
