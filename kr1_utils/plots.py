@@ -337,7 +337,8 @@ def decision_curves(decisions_log: pd.DataFrame, train_log: pd.DataFrame):
             ax.plot(line["step"], line[choice], style, color=color, lw=2, label=label)
         ax.set_title(title)
         ax.set_ylabel("probability")
-        ax.legend()
+        if shown:
+            ax.legend()
     for ax in axes[1]:
         ax.set_xlabel("GRPO step")
     first.set_ylim(0, 1.02)

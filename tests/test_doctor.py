@@ -57,7 +57,7 @@ def test_every_profile_is_judged():
         # As a card that is sold as 24 GiB reports it.
         (
             replace(SERVER, gpus=[doctor.Gpu("x", 23.6)]),
-            {"tiny", "smol", "half", "1.5b", "7b-4bit"},
+            {"tiny", "smol", "half", "1.5b", "3b", "7b-4bit"},
         ),
         (replace(SERVER, gpus=[doctor.Gpu("x", 16)]), {"tiny", "smol", "half"}),
     ],
@@ -69,19 +69,19 @@ def test_a_profile_fits_where_all_that_it_needs_is_there(machine, wanted):
 def test_what_is_missing_is_named():
     said = {fit.profile: fit.advice for fit in doctor.fits(LAPTOP)}
     assert "GPU of 24 GiB" in said["1.5b"]
-    assert (
-        "34 GiB"
-        in dict(
-            (fit.profile, fit.advice)
-            for fit in doctor.fits(replace(SERVER, free_disk=9))
-        )["7b"]
-    )
+    full = replace(SERVER, free_disk=50)
+    said = {fit.profile: fit.advice for fit in doctor.fits(full)}
+    assert "68 GiB of free disk" in said["7b"]
+    assert "GPU" not in said["7b"]
 
 
-def test_a_model_that_no_hub_gives_is_named_but_not_the_shipped_one():
-    said = {f.profile: f.advice for f in doctor.fits(replace(SERVER, hub=False))}
-    assert resolve("7b").model in said["7b"]
-    assert "hub" not in said["tiny"]
+def test_what_a_profile_needs_of_the_hub_is_said_where_none_answers():
+    alone = replace(SERVER, hub=False)
+    for fit, alone_fit in zip(doctor.fits(SERVER), doctor.fits(alone), strict=True):
+        model_is_shipped = (REPO / resolve(fit.profile).model).exists()
+        assert (fit == alone_fit) == model_is_shipped
+        assert fit.fits
+        assert alone_fit.fits
 
 
 def test_without_the_repository_tiny_does_not_fit(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_without_the_repository_tiny_does_not_fit(tmp_path, monkeypatch):
         (replace(LAPTOP, free_memory=1), "memory", "4 GiB"),
         (replace(LAPTOP, memory=None), "memory", "4 GiB"),
         (replace(LAPTOP, free_disk=3), "disk", "Wikipedia"),
-        (replace(LAPTOP, hub=False), "hub", "folder"),
+        (replace(LAPTOP, hub=False), "hub", "tiny"),
         (replace(LAPTOP, hub=False, offline=True), "hub", "HF_HUB_OFFLINE"),
     ],
 )
