@@ -311,7 +311,7 @@ def _token_html(token: Token, color_by: str) -> str:
     color = token.color if color_by == "probability" else COLORS[token.writer]
     behind = doubt(token) if color_by == "probability" else ""
     if behind:
-        behind = f"<sub>{behind}</sub>"
+        behind = f" <i>{behind}</i>"
     return (
         f"<{tag} style='background:{color}' title='{', '.join(token.details)}'>"
         f"{html.escape(token.text)}</{tag}>{behind} "

@@ -225,7 +225,7 @@ def test_microscope_darkens_unlikely_tokens_and_says_how_likely(trajectory, toke
     logprobs[at] = math.log(0.25)
     more = {"logprobs": logprobs, "color_by": "probability"}
     markup = views.microscope_html(trajectory, tokenizer, **more)
-    assert re.findall(r"<sub>([^<]*)</sub>", markup) == ["0.25"]
+    assert re.findall(r"<i>([^<]*)</i>", markup) == ["0.25"]
     tokens = views.read_tokens(trajectory, tokenizer, logprobs)
     prompt = len(trajectory.prompt_ids)
     doubtful = tokens[prompt + at]
