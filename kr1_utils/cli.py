@@ -74,6 +74,7 @@ def _parser() -> _Parser:
     _add_figures(commands)
     _add_browse(commands)
     _add_watch(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -832,6 +833,28 @@ def _watch(arguments) -> None:
         if not arguments.no_open:
             webbrowser.open(server.address)
         server.serve_forever()
+
+
+# --- doctor ---
+
+
+def _add_doctor(commands) -> None:
+    parser = _add_command(
+        commands,
+        "doctor",
+        "say what this machine has, and which profiles fit it",
+        "kr1 doctor",
+        "It takes a few seconds, and works without PyTorch.",
+    )
+    parser.set_defaults(call=_doctor, interrupted="Interrupted.")
+    _add_json(parser)
+
+
+def _doctor(arguments) -> None:
+    from kr1_utils import doctor
+
+    told = doctor.report()
+    print(json.dumps(told) if arguments.json else doctor.show(told))
 
 
 def _add_no_open(parser) -> None:

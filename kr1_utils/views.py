@@ -1,8 +1,14 @@
-"""Owns trajectories and tables as HTML, without scripts."""
+"""Owns trajectories and tables as HTML, without scripts.
+
+Who wrote what also stands there as text, for pages that strip styles, as GitHub's do,
+and what hovering tells stands in a folded table, for those who use the keyboard.
+`stills` draws the same views as pictures.
+"""
 
 import html
+import math
+from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
 
 import pandas as pd
 
@@ -17,6 +23,19 @@ COLORS = {
     "model": "#cfe3f7",
     "observation": "#fbe3c4",
 }
+
+# Who wrote a token -> whether it counts, as it stands above a box of a conversation.
+TITLES = {
+    "prompt": "prompt",
+    "model": "model, mask 1",
+    "observation": "appended, mask 0",
+}
+
+# Of a token that the model thought impossible; one that was certain is white.
+UNLIKELY = (181, 140, 196)
+
+# Below this probability, it stands behind the token as text.
+DOUBTFUL = 0.9
 
 BOX_STYLE = (
     "color:#111;padding:4px 8px;margin:2px 0;border-radius:4px;white-space:pre-wrap;"
@@ -56,27 +75,27 @@ def _saveable(cell) -> str:
     return str(cell).encode("utf-8", "replace").decode()
 
 
+def runs_of_conversation(trajectory: Trajectory, tokenizer) -> list[tuple[str, str]]:
+    """A trajectory in pieces: (one of `TITLES`, its text), in order."""
+    kinds = ["prompt"] * len(trajectory.prompt_ids)
+    kinds += ["model" if mask else "observation" for mask in trajectory.loss_mask]
+    token_ids = trajectory.prompt_ids + trajectory.completion_ids
+    return [
+        (kind, tokenizer.decode([token for _, token in run]))
+        for kind, run in groupby(zip(kinds, token_ids), key=lambda pair: pair[0])
+    ]
+
+
 def conversation_html(trajectory: Trajectory, tokenizer) -> str:
     """A trajectory in boxes.
 
     Grey is the prompt, blue what the model sampled, orange what was appended.
     """
-    titles = {
-        "prompt": "prompt",
-        "model": "model, mask 1",
-        "observation": "appended, mask 0",
-    }
-    kinds = ["prompt"] * len(trajectory.prompt_ids)
-    kinds += ["model" if mask else "observation" for mask in trajectory.loss_mask]
-    token_ids = trajectory.prompt_ids + trajectory.completion_ids
-    boxes = []
-    for kind, run in groupby(zip(kinds, token_ids), key=itemgetter(0)):
-        text = tokenizer.decode([token for _, token in run])
-        title = titles[kind]
-        boxes.append(
-            f"<div style='background:{COLORS[kind]};{BOX_STYLE}' title='{title}'>"
-            f"<b>{title}</b>  {html.escape(text)}</div>"
-        )
+    boxes = [
+        f"<div style='background:{COLORS[kind]};{BOX_STYLE}' title='{TITLES[kind]}'>"
+        f"<b>{TITLES[kind]}</b>  {html.escape(text)}</div>"
+        for kind, text in runs_of_conversation(trajectory, tokenizer)
+    ]
     return "".join(boxes)
 
 
@@ -166,27 +185,41 @@ def _find(ids: list[int], wanted: list[int], start: int) -> int:
     return len(ids)
 
 
-def microscope_html(
+@dataclass(frozen=True)
+class Token:
+    """One token of a trajectory, with all that the microscope tells of it."""
+
+    id: int
+    # Line breaks are "↵".
+    text: str
+    writer: str
+    mask: int
+    # Its probability when it was sampled; None where it is not known, or mask is 0.
+    probability: float | None
+    # What else is told of it.
+    details: tuple[str, ...] = ()
+
+    @property
+    def color(self) -> str:
+        """By probability: white if it was certain, violet if it was not."""
+        if self.probability is None:
+            return COLORS["prompt"]
+        parts = [round(255 + (part - 255) * self._doubt) for part in UNLIKELY]
+        return "#" + "".join(f"{part:02x}" for part in parts)
+
+    @property
+    def _doubt(self) -> float:
+        return 1 - min(1.0, max(0.0, self.probability))
+
+
+def read_tokens(
     trajectory: Trajectory,
     tokenizer,
     logprobs: list[float] | None = None,
     advantage: float | None = None,
     tokens_in_batch: int | None = None,
-) -> str:
-    """A trajectory token by token, coloured by who wrote it.
-
-    Underlined is what the loss counts (mask 1). Hovering over a token shows its id and
-    mask and, for those with mask 1, the rest where it is given.
-
-    Args:
-        trajectory: what to show.
-        tokenizer: the one that made its ids.
-        logprobs: (T,) of the completion's tokens; the trajectory's own if not given.
-        advantage: of this trajectory in its group.
-        tokens_in_batch: sampled tokens over which the loss is averaged. At the first
-            update of a batch the ratio is 1, and a sampled token adds −advantage /
-            tokens_in_batch to it.
-    """
+) -> list[Token]:
+    """The tokens of a trajectory, its prompt included; see `microscope_html`."""
     chat = ChatFormat.from_tokenizer(tokenizer)
     prompt_length = len(trajectory.prompt_ids)
     token_ids = trajectory.prompt_ids + trajectory.completion_ids
@@ -197,13 +230,71 @@ def microscope_html(
     for i, (token, writer, mask) in enumerate(
         zip(token_ids, names, masks, strict=True)
     ):
+        text = tokenizer.decode([token]).replace("\n", "↵")
+        probability = None
         details = [writer, f"id {token}", f"mask {mask}"]
         if mask and logprobs:
-            details.append(f"log-probability {logprobs[i - prompt_length]:.3f}")
+            logprob = logprobs[i - prompt_length]
+            probability = math.exp(logprob)
+            details.append(f"log-probability {logprob:.3f}")
         if mask:
             details += _share_of_loss(advantage, tokens_in_batch)
-        tokens.append(_token_html(tokenizer.decode([token]), writer, mask, details))
-    return f"<div style='{MICROSCOPE_STYLE}'>{_legend()}{''.join(tokens)}</div>"
+        tokens.append(Token(token, text, writer, mask, probability, tuple(details)))
+    return tokens
+
+
+def microscope_html(
+    trajectory: Trajectory,
+    tokenizer,
+    logprobs: list[float] | None = None,
+    advantage: float | None = None,
+    tokens_in_batch: int | None = None,
+    color_by: str = "writer",
+) -> str:
+    """A trajectory token by token, coloured by who wrote it or by its probability.
+
+    Underlined is what the loss counts (mask 1). Hovering over a token shows its id and
+    mask and, for those with mask 1, the rest where it is given; a folded table shows
+    the same.
+
+    Args:
+        trajectory: what to show.
+        tokenizer: the one that made its ids.
+        logprobs: (T,) of the completion's tokens; the trajectory's own if not given.
+        advantage: of this trajectory in its group.
+        tokens_in_batch: sampled tokens over which the loss is averaged. At the first
+            update of a batch the ratio is 1, and a sampled token adds −advantage /
+            tokens_in_batch to it.
+        color_by: "writer" or "probability".
+
+    Raises:
+        ValueError: for another `color_by`, or if no probabilities are known.
+    """
+    tokens = read_tokens(trajectory, tokenizer, logprobs, advantage, tokens_in_batch)
+    check_color_by(color_by, tokens)
+    parts = [_legend(color_by)]
+    for writer, run in groupby(tokens, key=lambda token: token.writer):
+        shown = "".join(_token_html(token, color_by) for token in run)
+        parts.append(f"<b>{writer}</b>: {shown}<br>")
+    parts.append(_folded_table(tokens))
+    return f"<div style='{MICROSCOPE_STYLE}'>{''.join(parts)}</div>"
+
+
+def check_color_by(color_by: str, tokens: list[Token]) -> None:
+    """Refuse what tokens cannot be coloured by.
+
+    Raises:
+        ValueError: in one sentence.
+    """
+    if color_by not in ("writer", "probability"):
+        raise ValueError(
+            f"Tokens are coloured by 'writer' or 'probability', not {color_by!r}."
+        )
+    if color_by == "probability" and all(t.probability is None for t in tokens):
+        raise ValueError(
+            "This trajectory has no log-probabilities: pass logprobs, or sample with an"
+            " engine that gives them."
+        )
 
 
 def _share_of_loss(advantage: float | None, tokens_in_batch: int | None) -> list[str]:
@@ -215,21 +306,47 @@ def _share_of_loss(advantage: float | None, tokens_in_batch: int | None) -> list
     return details
 
 
-def _token_html(text: str, writer: str, mask: int, details: list[str]) -> str:
-    tag = "u" if mask else "span"
-    shown = html.escape(text).replace("\n", "↵")
+def _token_html(token: Token, color_by: str) -> str:
+    tag = "u" if token.mask else "span"
+    color = token.color if color_by == "probability" else COLORS[token.writer]
+    behind = doubt(token) if color_by == "probability" else ""
+    if behind:
+        behind = f" <i>{behind}</i>"
     return (
-        f"<{tag} style='background:{COLORS[writer]}' title='{', '.join(details)}'>"
-        f"{shown}</{tag}> "
+        f"<{tag} style='background:{color}' title='{', '.join(token.details)}'>"
+        f"{html.escape(token.text)}</{tag}>{behind} "
     )
 
 
-def _legend() -> str:
+def doubt(token: Token) -> str:
+    """The probability of a token that was not nearly certain, else nothing."""
+    if token.probability is None or token.probability >= DOUBTFUL:
+        return ""
+    return f"{token.probability:.2f}"
+
+
+def _legend(color_by: str) -> str:
+    counted = "<u>underlined</u>: mask 1, what the loss counts"
+    if color_by == "probability":
+        return (
+            "the darker a token, the less likely it was when it was sampled; below"
+            f" {DOUBTFUL} its probability stands behind it; {counted}<br>"
+        )
     names = [
         f"<span style='background:{color}'>{writer}</span>"
         for writer, color in COLORS.items()
     ]
-    return f"written by {' · '.join(names)}; <u>underlined</u>: mask 1<br>"
+    return f"written by {' · '.join(names)}; {counted}<br>"
+
+
+def _folded_table(tokens: list[Token]) -> str:
+    """What hovering tells, for the keyboard and for pages without it."""
+    rows = [
+        (number, token.text, "; ".join(token.details))
+        for number, token in enumerate(tokens)
+    ]
+    table = table_html(rows, ("", "token", "what is known of it"))
+    return f"<details><summary>All tokens as a table</summary>{table}</details>"
 
 
 def side_by_side_html(left: str, right: str, titles: tuple[str, str]) -> str:

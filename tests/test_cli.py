@@ -31,6 +31,7 @@ COMMANDS = [
     ["figures"],
     ["browse"],
     ["watch"],
+    ["doctor"],
 ]
 # `python -m` of a module, and the command that is the same.
 DOORS = {

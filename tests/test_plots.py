@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from kr1_utils import plots
 from kr1_utils.files import REPO
@@ -110,12 +111,151 @@ def test_stages_have_a_panel_a_metric_and_a_bar_a_stage():
     ]
     figure = plots.stages(pd.DataFrame(rows))
     assert [ax.get_title() for ax in figure.axes] == ["EM", "F1"]
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
         "before",
-        "cold\nstart",
+        "cold start",
         "GRPO",
     ]
     assert all(len(ax.containers[-1].patches) == 3 for ax in figure.axes)
+
+
+def fork(kind, searches, when, answer, search, give_up):
+    return {
+        "type": kind,
+        "searches": searches,
+        "when": when,
+        "answer": answer,
+        "search": search,
+        "give up": give_up,
+    }
+
+
+@pytest.fixture
+def forks():
+    """Decisions as notebook 04 keeps them: types in the order of the alphabet."""
+    return pd.DataFrame(
+        [
+            fork("compositional", 1, "before", 0.1, 0.3, 0.6),
+            fork("compositional", 0, "before", 0.2, 0.7, 0.1),
+            fork("compositional", 2, "before", 0.5, 0.3, 0.1),
+            fork("known", 0, "before", 0.4, 0.5, 0.1),
+            fork("my_own", 0, "before", 0.0, 1.0, 0.0),
+            fork("compositional", 0, "after", 0.0, 0.9, 0.1),
+            fork("compositional", 1, "after", 0.1, 0.8, 0.1),
+            fork("compositional", 2, "after", 0.95, 0.05, 0.0),
+            fork("known", 0, "after", 0.75, 0.25, 0.0),
+            fork("my_own", 0, "after", 0.5, 0.5, 0.0),
+        ]
+    )
+
+
+def test_decisions_stack_each_choice_at_its_fork_before_beside_after(forks):
+    before, after = plots.decisions(forks).axes
+    assert "before" in before.get_title("left")
+    assert "after" in after.get_title("left")
+    # One container per choice; the forks from the top, what is known first.
+    assert [bars.get_label() for bars in before.containers] == list(plots.CHOICES)
+    for ax, answers, searched in (
+        (before, [0.4, 0.2, 0.1, 0.5, 0.0], [0.5, 0.7, 0.3, 0.3, 1.0]),
+        (after, [0.75, 0.0, 0.1, 0.95, 0.5], [0.25, 0.9, 0.8, 0.05, 0.5]),
+    ):
+        answer, search, give_up = ax.containers
+        assert [bar.get_width() for bar in answer] == pytest.approx(answers)
+        assert [bar.get_width() for bar in search] == pytest.approx(searched)
+        assert [bar.get_x() for bar in search] == pytest.approx(answers)
+        for below, bar in zip(search, give_up):
+            assert bar.get_x() == pytest.approx(below.get_x() + below.get_width())
+
+
+def test_decisions_name_the_right_choice_and_its_probability(forks):
+    before, after = plots.decisions(forks).axes
+    assert [t.get_text() for t in before.get_yticklabels()] == [
+        "0 → answer",
+        "0 → search",
+        "1 → search",
+        "2 → answer",
+        "0 → answer",
+    ]
+    said = [t.get_text() for t in after.texts if t.get_text()[0].isdigit()]
+    assert said == ["0.75", "0.90", "0.80", "0.95", "0.50"]
+    heights = [bar.get_y() for bar in before.containers[0]]
+    assert heights == sorted(heights)
+    bottom, top = before.get_ylim()
+    assert bottom > heights[-1] and heights[0] > top
+    names = " ".join(t.get_text() for t in before.texts).replace("\n", " ")
+    assert all(name in names for name in ("common knowledge", "my own"))
+
+
+def test_choices_differ_in_more_than_colour(forks):
+    before, _ = plots.decisions(forks).axes
+    hatches = [bars.patches[0].get_hatch() for bars in before.containers]
+    assert len(set(hatches)) == len(plots.CHOICES)
+
+
+def test_decision_curves_are_the_probabilities_over_the_steps(log):
+    rows = [
+        {"step": step, **fork(kind, searches, "", step / 100, 1 - step / 100, 0.0)}
+        for step in (0, 5, 10)
+        for _, _, lines in plots.CURVES
+        for kind, searches in lines.values()
+    ]
+    moved = pd.DataFrame(rows).drop_duplicates()
+    reward, *others = plots.decision_curves(moved, log).axes
+    assert reward.lines[0].get_ydata().tolist() == log["accuracy_reward"].tolist()
+    for ax, (title, choice, lines) in zip(others, plots.CURVES, strict=True):
+        assert ax.get_title() == title
+        assert [line.get_label() for line in ax.lines] == list(lines)
+        assert len({line.get_linestyle() for line in ax.lines}) == len(lines)
+        wanted = [0, 0.05, 0.1] if choice == "answer" else [1, 0.95, 0.9]
+        for line in ax.lines:
+            assert line.get_xdata().tolist() == [0, 5, 10]
+            assert line.get_ydata().tolist() == pytest.approx(wanted)
+
+
+def test_decision_curves_leave_out_what_was_not_asked(log):
+    moved = pd.DataFrame([{"step": 0, **fork("single", 1, "", 0.9, 0.1, 0.0)}])
+    _, know, stop, go_on = plots.decision_curves(moved, log).axes
+    assert [len(ax.lines) for ax in (know, stop, go_on)] == [0, 1, 0]
+
+
+def test_files_have_two_pixels_for_each_that_is_shown(tmp_path, log):
+    with plt.rc_context():
+        plots.use_style()
+        file = plots.save_fig(plots.lengths(log), tmp_path, "lengths")
+    height, width, _ = matplotlib.image.imread(file).shape
+    assert width == 2 * 96 * plots.WIDTH
+    assert height < width
+
+
+def test_no_text_of_a_figure_is_smaller_than_nine_points(log, forks):
+    with plt.rc_context():
+        plots.use_style()
+        figures = [
+            plots.six_panels({"one": log, "other": log}),
+            plots.lengths(log),
+            plots.decisions(forks),
+        ]
+        for figure in figures:
+            assert figure.get_figwidth() <= plots.WIDTH
+            assert min(t.get_fontsize() for t in figure.findobj(Text)) >= 9
+
+
+def test_decisions_that_runs_kept_are_drawn_as_their_mean(
+    tmp_path, monkeypatch, log, forks
+):
+    runs = [tmp_path / "seed1", tmp_path / "seed2"]
+    for run, shift in zip(runs, (0.0, 0.2)):
+        run.mkdir()
+        table = forks.assign(answer=forks["answer"] * (1 - shift))
+        table.to_csv(run / "decisions.csv", index=False)
+        log.to_csv(run / "train_log.csv", index=False)
+    moved = forks.assign(step=0).drop(columns="when")
+    moved.to_json(runs[0] / "decisions.jsonl", orient="records", lines=True)
+    figures = plots.figures_of_decisions(runs)
+    assert set(figures) == {"decisions", "decision_curves"}
+    answer = figures["decisions"].axes[0].containers[0]
+    assert answer[0].get_width() == pytest.approx(0.4 * 0.9)
+    assert plots.figures_of_decisions([tmp_path]) == {}
 
 
 def test_saved_figure_is_a_picture_in_its_folder(tmp_path, log):
@@ -171,9 +311,13 @@ def test_shipped_figures_are_what_the_reference_draws(tmp_path, monkeypatch):
         plt.rcdefaults()
         drawn = plots.draw_figures()
     assert {file.name for file in drawn} == {
-        file.name for file in (REPO / "figures").glob("*.png")
+        file.name for file in (REPO / "figures").iterdir()
     }
     for file in drawn:
+        if file.suffix == ".svg":
+            shipped = REPO / "figures" / file.name
+            assert file.read_text("utf-8") == shipped.read_text("utf-8")
+            continue
         image = matplotlib.image.imread(file)
         shipped = matplotlib.image.imread(REPO / "figures" / file.name)
         assert image.shape == shipped.shape

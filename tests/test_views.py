@@ -1,6 +1,7 @@
 """Trajectories and tables as HTML: no text gets lost or becomes markup."""
 
 import html
+import math
 import re
 from dataclasses import replace
 from itertools import groupby
@@ -201,6 +202,55 @@ def test_microscope_adds_the_loss_up(trajectory, tokenizer):
         ("log-probability -0.500" in told) == (writer == "model")
         for writer, told, _ in tokens
     )
+
+
+def test_microscope_names_each_writer_without_styles(trajectory, tokenizer, chat):
+    markup = views.microscope_html(trajectory, tokenizer)
+    named = re.findall(r"<b>([^<]*)</b>: ", markup)
+    runs = groupby(views.writers(trajectory, chat, tokenizer))
+    assert named == [writer for writer, _ in runs]
+
+
+def test_microscope_tells_in_a_table_what_hovering_tells(trajectory, tokenizer):
+    markup = views.microscope_html(trajectory, tokenizer, advantage=1.0)
+    _, _, folded = markup.partition("<details>")
+    told = [t for _, t, _ in under_the_microscope(trajectory, tokenizer, advantage=1.0)]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", folded)
+    assert cells[2::3] == [t.replace(", ", "; ") for t in told]
+
+
+def test_microscope_darkens_unlikely_tokens_and_says_how_likely(trajectory, tokenizer):
+    logprobs = [0.0] * len(trajectory.completion_ids)
+    at = trajectory.loss_mask.index(1)
+    logprobs[at] = math.log(0.25)
+    more = {"logprobs": logprobs, "color_by": "probability"}
+    markup = views.microscope_html(trajectory, tokenizer, **more)
+    assert re.findall(r"<i>([^<]*)</i>", markup) == ["0.25"]
+    tokens = views.read_tokens(trajectory, tokenizer, logprobs)
+    prompt = len(trajectory.prompt_ids)
+    doubtful = tokens[prompt + at]
+    assert [t.color for t in tokens if t.mask and t is not doubtful] == ["#ffffff"] * (
+        trajectory.sampled_length - 1
+    )
+    # Halfway between white and the darkest would be a probability of one half.
+    parts = [int(doubtful.color[i : i + 2], 16) for i in (1, 3, 5)]
+    wanted = [255 - (255 - dark) * 0.75 for dark in views.UNLIKELY]
+    assert parts == pytest.approx(wanted, abs=0.5)
+
+
+@pytest.mark.parametrize("logprobs", [[0.5], [float("-inf")]])
+def test_any_log_probability_has_a_colour(trajectory, tokenizer, logprobs):
+    logprobs = logprobs * len(trajectory.completion_ids)
+    tokens = views.read_tokens(trajectory, tokenizer, logprobs)
+    assert all(re.fullmatch("#[0-9a-f]{6}", token.color) for token in tokens)
+
+
+def test_microscope_refuses_colours_that_it_cannot_give(trajectory, tokenizer):
+    with pytest.raises(ValueError, match="'mood'"):
+        views.microscope_html(trajectory, tokenizer, color_by="mood")
+    silent = replace(trajectory, logprobs=None)
+    with pytest.raises(ValueError, match="log-probabilities"):
+        views.microscope_html(silent, tokenizer, color_by="probability")
 
 
 def test_side_by_side_shows_both_with_their_titles():
