@@ -487,7 +487,7 @@ def index_sizes() -> str:
         line = np.polyfit(table["passages"].tail(2), table[column].tail(2), deg=1)
         wikipedia[column] = np.polyval(line, WIKIPEDIA_PASSAGES)
     rows.append(_index_row(wikipedia))
-    header = ["passages", "a second", "minutes", "peak memory, GiB", "disk, GiB"]
+    header = ["passages", "per second", "minutes", "peak memory, GiB", "disk, GiB"]
     return markdown(header, rows)
 
 
@@ -525,10 +525,10 @@ def bm25_engines() -> str:
         )
     header = [
         "",
-        "passages a second",
+        "passages per second",
         "peak memory, MiB",
         "disk, MiB",
-        "queries a second, 1 at a time",
+        "queries per second, 1 at a time",
         "64",
         "512",
         "agreement",
@@ -554,7 +554,7 @@ def served_index() -> str:
         rows.append([name, *speeds, *times])
     header = [
         f"an index of {table['passages'].iloc[0]:,} passages",
-        "queries a second, 1 a request",
+        "queries per second, 1 per request",
         "64 a request",
         "milliseconds for 1: median",
         "99th percentile",
@@ -644,7 +644,7 @@ def agent_loop() -> str:
         label = f"`{profile}`, {part['questions'].iloc[0]} questions"
         per_second = [f"{s:.2f} ({s / slowest:.1f} ×)" for s in speeds]
         computed = [f"{ratio:.2f} ×" for ratio in part["floor_ratio"]]
-        rows.append([f"{label}: questions a second", *per_second])
+        rows.append([f"{label}: questions per second", *per_second])
         rows.append([f"{label}: tokens computed, times the floor", *computed])
     ways = ["one at a time", "batched", "TRL's tool loop", "vLLM (CPU build)"]
     return markdown(["", *ways], rows)

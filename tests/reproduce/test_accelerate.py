@@ -207,7 +207,7 @@ def test_transformers_finds_no_mismatch_with_deepspeed(
 
 
 def test_readme_names_every_config():
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    readme = (REPO / "kr1_utils" / "README.md").read_text(encoding="utf-8")
     assert all(f"data/accelerate/{file.name}" in readme for file in CONFIGS)
 
 
@@ -271,8 +271,8 @@ def test_a_killed_run_of_two_processes_goes_on_and_ends_as_an_undisturbed_one(
 
 @pytest.mark.slow
 def test_two_machines_train_together(tmp_path):
-    """As the README says: the second machine runs the script that the first one
-    wrote."""
+    """As kr1_utils/README.md says: the second machine runs the script that the first
+    one wrote."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
