@@ -45,34 +45,67 @@ def local_links(text):
 
 
 def anchors(text):
+    """What GitHub calls the headings of a text in links."""
     titles = re.findall(
         r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE
     )
     return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
+def tracked(*patterns):
+    """Files of the repository, also new ones that git does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = [REPO / line for line in listed.stdout.splitlines()]
+    return sorted(file for file in files if file.is_file())
+
+
 def documents():
-    """(file, its markdown) of every README and every notebook."""
-    for file in [REPO / "README.md", *sorted(REPO.glob("*/**/README.md"))]:
-        if not file.relative_to(REPO).parts[0].startswith("."):
-            yield file, file.read_text(encoding="utf-8")
+    """(file, its markdown) of every Markdown file and every notebook."""
+    for file in tracked("*.md"):
+        yield file, file.read_text(encoding="utf-8")
     for file in sorted((REPO / "notebooks").glob("*.ipynb")):
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
         yield file, "\n\n".join(texts)
 
 
-def test_every_local_link_leads_to_a_file_of_a_fresh_clone():
+def test_every_local_link_and_picture_leads_to_a_file_of_a_fresh_clone():
+    read = dict(documents())
+    names = {str(file.relative_to(REPO)) for file in read}
+    assert {"README.md", ".github/CONTRIBUTING.md", "notebooks/README.md"} <= names
+    wrong = [
+        f"{file.relative_to(REPO)}: {link}"
+        for file, text in read.items()
+        for link in sorted(local_links(text))
+        if not leads_somewhere(file, link)
+    ]
+    assert wrong == []
+
+
+def leads_somewhere(file, link):
+    """Whether a link in a file leads to another one, and to a heading of it."""
+    path, _, anchor = link.partition("#")
+    target = (file.parent / path).resolve() if path else file
+    if not target.exists() or not target.is_relative_to(REPO):
+        return False
+    if str(target.relative_to(REPO)).startswith(MADE):
+        return False
+    if anchor and target.suffix == ".md":
+        return anchor in anchors(target.read_text(encoding="utf-8"))
+    return True
+
+
+def test_every_picture_of_a_readme_says_what_is_seen():
     for file, text in documents():
-        for link in local_links(text):
-            path, _, anchor = link.partition("#")
-            target = (file.parent / path).resolve() if path else file
-            where = f"{file.name}: {link}"
-            assert target.exists(), where
-            assert target.is_relative_to(REPO), where
-            assert not str(target.relative_to(REPO)).startswith(MADE), where
-            if anchor and target.suffix == ".md":
-                assert anchor in anchors(target.read_text(encoding="utf-8")), where
+        if file.suffix == ".md":
+            for picture in re.findall(r"!\[([^\]]*)\]\(", text):
+                assert picture.strip(), file.name
 
 
 @pytest.mark.parametrize(
@@ -94,15 +127,7 @@ def test_readme_names_every_notebook(readme):
 
 
 def test_nothing_else_lies_at_the_top_level():
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-    )
-    names = {line.split("/")[0] for line in listed.stdout.splitlines()} or {
-        f.name for f in REPO.iterdir()
-    }
+    names = {file.relative_to(REPO).parts[0] for file in tracked()}
     assert {n for n in names if not n.startswith(".")} <= TOP
     assert all((REPO / n).exists() for n in TOP)
 
