@@ -47,8 +47,8 @@ SIGNS = (
     Sign(
         "grad_norm",
         25.0,
-        "the gradient explodes: its norm is so many times the median of the steps"
-        " before",
+        "the gradient explodes: its norm is this many times the median of earlier"
+        " steps",
         window=1,
     ),
 )

@@ -129,8 +129,8 @@ def open_agent(
     setup = _locate(profile, run, model, adapter)
     if retriever:
         setup = replace(setup, profile=replace(setup.profile, retriever=retriever))
-    # A wrong name is said before anything is loaded, and a wrong model before an index
-    # is made, which takes longest.
+    # In this order, a wrong name is reported before anything is loaded, and a wrong
+    # model before an index is made, which takes longest.
     passages = _locate_passages(setup, data)
     network, tokenizer = models.load_profile(setup.profile, setup.adapter)
     shelf = _open_retriever(setup, passages, index)

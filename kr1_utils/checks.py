@@ -72,7 +72,7 @@ def check_mask(ids: list[int], mask: list[int], tokenizer, chat: ChatFormat) -> 
             return
         if ids[message : message + len(user_header)] != user_header:
             raise ValueError(
-                f"After the turn that ends at token {turn_end} comes no user message."
+                f"No user message follows the turn that ends at token {turn_end}."
             )
         header = _find(assistant_header, ids, message)
         position = min(header + len(assistant_header), len(ids))

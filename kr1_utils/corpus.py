@@ -389,7 +389,7 @@ def _check_golden_answers(golden: object, place: str) -> None:
             f"{place} has no golden answers: 'golden_answers' must be a list of at"
             ' least one text, such as ["Paris"].'
         )
-    # An empty answer would equal every one of which normalizing leaves nothing.
+    # A blank gold answer would equal every answer that normalizing makes empty.
     if not all(answer.strip() for answer in golden):
         raise ValueError(f"{place} has a blank golden answer: {golden!r:.60}.")
 
@@ -546,6 +546,6 @@ def training_set(questions: list[dict]):
         }
         for question in questions
     ]
-    # As UTF-8 and back, for Arrow takes no half surrogate pair.
+    # To UTF-8 and back, because Arrow refuses half a surrogate pair.
     clean = json.dumps(rows, ensure_ascii=False).encode("utf-8", "replace")
     return import_datasets().Dataset.from_list(json.loads(clean))

@@ -1,8 +1,8 @@
 """Owns decisions: how likely a model is to answer, to search or to give up.
 
-They are read off where the rule-following expert of miniwiki stands before the first
-search and after each one: its notes are given, and the phrases that could follow are
-weighed by the model's own probabilities.
+The rule-following expert of miniwiki leads a conversation. Before its first search and
+after each one it stops. The model gets the expert's notes up to there, and its own
+probabilities say which phrase is likely to follow.
 """
 
 from collections.abc import Iterator

@@ -144,8 +144,8 @@ def evaluate(
         len(questions) * (limits.max_turns + 1), "answering", " turns", leave=False
     )
     with bar:
-        # The bar counts turns, and moves after each batch of them; what conversations
-        # do not need of their turns is added when they are over.
+        # The bar counts turns and moves after each batch of them. A conversation that
+        # ends early adds the turns that it did not need.
         engine.on_batch = bar.update
 
         def show_progress(turn: int, unfinished: list) -> None:
@@ -222,8 +222,8 @@ def decisions(model, points: list[DecisionPoint]) -> list[dict]:
 def answer_rank(passages: list[dict], golden_answers: list[str]) -> int | None:
     """Rank, from 1, of the first passage in which a gold answer stands as whole words.
 
-    Both are normalized; "Ann" is not found in "Hannah". An answer of which nothing is
-    left then, such as "The The", is found nowhere. None if no passage has one.
+    Both are normalized; "Ann" is not found in "Hannah". An answer that normalizing
+    makes empty, such as "The The", is found nowhere. None if no passage has one.
     """
     golden = [_as_words(g) for g in golden_answers if normalize_answer(g)]
     for rank, passage in enumerate(passages, 1):

@@ -63,7 +63,7 @@ def from_hub(name: str) -> str:
     """The path of a file that is named as `hub-id:FILE`, downloaded once.
 
     Raises:
-        FileNotFoundError: if it is not named so, or the hub does not bring it.
+        FileNotFoundError: if it is not named so, or the hub has no such file.
     """
     repository, colon, file = name.partition(":")
     if not colon:
@@ -75,7 +75,7 @@ def from_hub(name: str) -> str:
         return hf_hub_download(repository, file)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"The hub does not bring {name!r} ({str(error).splitlines()[0]})"
+            f"Could not get {name!r} from the hub ({str(error).splitlines()[0]})"
         ) from None
 
 

@@ -123,8 +123,8 @@ def load(
         if is_gguf(name):
             raise
         raise FileNotFoundError(
-            f"Model {model!r} is neither a folder with a model nor to be had from the"
-            f" hub ({str(error).splitlines()[0]})"
+            f"Model {model!r} is neither a folder with a model nor found on the hub"
+            f" ({str(error).splitlines()[0]})"
         ) from None
     if folder:
         network = _put_adapter_on(network, folder, trainable)
@@ -338,12 +338,11 @@ def require_trainable(model) -> None:
 
 @contextmanager
 def head_at_labels_only():
-    """Within it, TRL's fused head is applied to the positions that have a label, as it
-    is on a GPU.
+    """While it is entered, TRL's fused head is applied only to the positions that have
+    a label, as on a GPU.
 
-    On a CPU it would be applied to each position, those of prompt and padding too, and
-    what it says of them be thrown away. TRL does so for other devices, which compile
-    anew for each shape.
+    On a CPU TRL would apply it to prompt and padding too, and throw the results away.
+    TRL does so for devices that compile anew for each shape.
     """
     # TRL takes seconds to import, and most of what loads a model trains nothing.
     from trl.trainer import utils as trl_utils

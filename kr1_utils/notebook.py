@@ -155,8 +155,11 @@ def _check_seed(seed) -> None:
 
 
 def _make_output_folder(out: Path) -> Path:
-    """Make the folder, and learn now rather than after an hour whether it can be
-    written."""
+    """Make the folder, and find out now, not after an hour, whether it can be written.
+
+    Raises:
+        OSError: if it cannot.
+    """
     probe = out / ".write-test"
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def exact_match(
 ) -> float:
     """1.0 if the prediction equals a gold answer, both normalized, else 0.0.
 
-    Where normalizing leaves nothing of either, as of "The The", "A" and "+", they are
+    If normalizing makes both empty, as it does "The The", "A" and "+", they are
     compared as they are written. A missing prediction (None) scores 0.0.
     """
     if prediction is None:
@@ -63,12 +63,12 @@ def _equal(prediction: str, golden: str, normalize: Callable[[str], str]) -> boo
     normalized = normalize(golden)
     if normalized:
         return normalize(prediction) == normalized
-    # The published scorers take "" for "A" here, and "The The" for "+".
+    # The published scorers find "" equal to "A" here, and "The The" to "+".
     return not normalize(prediction) and _as_written(prediction) == _as_written(golden)
 
 
 def _as_written(text: str) -> str:
-    """Lower case and single blanks alone."""
+    """In lower case, with single blanks; nothing else is changed."""
     return " ".join(text.lower().split())
 
 
@@ -80,8 +80,8 @@ def f1_score(
     """F1 of the words in common, the best over the gold answers.
 
     As in the 2WikiMultihopQA evaluation script (Ho et al., 2020): 0.0 where one side is
-    yes, no or noanswer and the other differs. Where normalizing leaves nothing of
-    either, 1.0 if they are written the same. A missing prediction (None) scores 0.0.
+    yes, no or noanswer and the other differs. If normalizing makes both empty, 1.0 if
+    they are written the same. A missing prediction (None) scores 0.0.
     """
     if prediction is None:
         return 0.0
@@ -114,8 +114,8 @@ def sub_em(prediction: str | None, golden_answers: list[str]) -> float:
     """1.0 if a gold answer is a sub-string of the prediction, both normalized.
 
     Search-R1's second score (Jin et al., 2025, https://arxiv.org/abs/2503.09516). A
-    gold answer of which normalizing leaves nothing must be in it as it is written, as
-    whole words.
+    gold answer that normalizing makes empty must be in the prediction as it is
+    written, as whole words.
     """
     if prediction is None:
         return 0.0
@@ -133,8 +133,8 @@ def _is_inside(golden: str, prediction: str, normalized_prediction: str) -> bool
 def cover_em(prediction: str | None, golden_answers: list[str]) -> float:
     """1.0 if every word of a gold answer is in the prediction, in any order.
 
-    R1-Searcher's cover match (Song et al., 2025). A gold answer of which normalizing
-    leaves nothing must be covered as it is written.
+    R1-Searcher's cover match (Song et al., 2025). A gold answer that normalizing makes
+    empty must be covered as it is written.
     """
     if prediction is None:
         return 0.0

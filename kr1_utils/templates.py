@@ -1,10 +1,10 @@
 """Owns chat templates: which families can serve, and with which template.
 
-A conversation grows at its end, and what stands in it is never rendered again. So a
-template must leave earlier messages alone, open the assistant's turn where it is asked
-to, and end it with one token. `fit` finds out whether it does. Where it does not, `fit`
-looks for one that does: TRL's training templates, the template's own switches, or the
-system prompt moved into the first user message.
+A conversation only grows at its end: earlier messages are never rendered again. So a
+template must leave them alone, open the assistant's turn when asked to, and end it with
+one token. `fit` finds out whether it does. If not, `fit` tries TRL's training
+templates, the template's own switches, and the system prompt moved into the first user
+message.
 """
 
 import re

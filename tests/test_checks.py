@@ -84,7 +84,7 @@ def test_mask_shifted_by_one_is_refused(good, tokenizer, chat):
 
 def test_turns_without_a_message_between_them_are_refused(tokenizer, chat):
     ids = protocol.encode(tokenizer, f"{SEARCH}<|im_end|>{ANSWER}<|im_end|>")
-    with pytest.raises(ValueError, match="comes no user message"):
+    with pytest.raises(ValueError, match="No user message follows"):
         check_mask(ids, [1] * len(ids), tokenizer, chat)
 
 

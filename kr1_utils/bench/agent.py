@@ -72,7 +72,7 @@ def measure_ways(
     passages: list[dict],
     adapter: str | None = None,
 ) -> pd.DataFrame:
-    """Questions a second and tokens computed per question, for each way of running the
+    """Questions per second and tokens computed per question, for each way to run the
     loop, greedy.
 
     Tokens computed are all that go through the model: padding too, and rows that are

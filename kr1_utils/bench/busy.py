@@ -57,7 +57,7 @@ def measure_steps(steps: int = STEPS) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _busy_processes(number: int):
-    """Within it, so many other processes keep a core busy each."""
+    """While it is entered, `number` other processes keep one core busy each."""
     processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
     try:
         yield
@@ -78,7 +78,7 @@ def _seconds_of_a_step(steps: int, spin_count: str) -> float:
 
 
 def train(folder: Path, steps: int, retriever=None) -> None:
-    """Train `tiny` for so many steps in this process.
+    """Train `tiny` for this number of steps, in this process.
 
     Args:
         retriever: None builds an index of its passages.

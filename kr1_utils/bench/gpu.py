@@ -78,7 +78,7 @@ class Task:
     """One row of the table.
 
     Attributes:
-        what: "memory" and "train" are training steps, of which "train" takes three;
+        what: "memory" is one training step, and "train" is three;
             "small" is the same for the small model; "generate" writes one long text.
         model: whose shapes; its weights are random, so that nothing is downloaded.
         tokens: of a row, prompt included.
@@ -247,7 +247,7 @@ def _is_over(end: float) -> bool:
     """Whether the time is over; then it says so."""
     is_over = time.monotonic() > end
     if is_over:
-        print("The time is over: the same command goes on.", file=sys.stderr)
+        print("Time is up: the same command continues.", file=sys.stderr)
     return is_over
 
 

@@ -206,7 +206,7 @@ def measure_engine(engine: str, file: Path, folder: Path, count: int) -> dict:
 def measure_search(
     search: Search, queries: list[str], size: int
 ) -> tuple[float, list[list[int]]]:
-    """Queries a second in batches of `size`, and the ids found for each query."""
+    """Queries per second in batches of `size`, and the ids found for each query."""
     top: list[list[int]] = []
     start = time.perf_counter()
     while len(top) < len(queries):
@@ -219,7 +219,7 @@ def measure_search(
 
 
 def make_queries(file: Path) -> list[str]:
-    """Some words of a passage each: as many as a question has beside stop words."""
+    """Queries of some words of one passage each, about as many as a question has."""
     random = np.random.default_rng(1)
     texts = []
     for passage in islice(read_passages(file), PASSAGES_TO_ASK_ABOUT):

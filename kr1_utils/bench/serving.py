@@ -42,7 +42,7 @@ CLIENTS = (1, 8, 64)
 # Queries of one request -> how many requests a round sends.
 REQUESTS = {1: 512, 64: 16}
 
-# Each way is measured so often, in turn with the others; the best round counts.
+# How often each way is measured, in turn with the others; the best round counts.
 ROUNDS = 3
 
 # Of each training whose memory is measured.
@@ -137,7 +137,7 @@ def measure_round(search: Search, queries: list[str], clients: int) -> dict:
 
 
 def requests(queries: list[str], size: int, count: int) -> list[list[str]]:
-    """So many requests of `size` queries, which begin anew after the last one."""
+    """`count` requests of `size` queries each; after the last query comes the first."""
     return [
         [queries[(number * size + i) % len(queries)] for i in range(size)]
         for number in range(count)
@@ -147,7 +147,7 @@ def requests(queries: list[str], size: int, count: int) -> list[list[str]]:
 def send(
     search: Search, batches: list[list[str]], clients: int
 ) -> tuple[float, list[float]]:
-    """Search all batches, with so many clients at once.
+    """Search all batches, with `clients` at work at once.
 
     Returns:
         seconds that it took in all; those of each batch.

@@ -89,8 +89,11 @@ def make_trainer(profile: Profile, budget: int) -> KnowledgeGRPOTrainer:
 
 
 def response_lengths(kind: str, mean: int, count: int) -> list[int]:
-    """Tokens of each response: all equal; or a quarter of the mean, and one in eight so
-    long that the mean holds."""
+    """Tokens of each response.
+
+    They are all equal; or most have a quarter of the mean, and one in eight is long
+    enough to make up for it.
+    """
     if kind == "equal":
         return [mean] * count
     lengths = [mean // 4] * count

@@ -178,7 +178,7 @@ def _number(value) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r:.40} stands in the place of a number.")
+        raise ValueError(f"{value!r:.40} is no number, where there should be one.")
     return value if math.isfinite(value) else None
 
 

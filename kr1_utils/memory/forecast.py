@@ -351,9 +351,9 @@ def longest_that_fits(
 ) -> int:
     """The longest response whose step fits into `room` bytes.
 
-    It lies on a line through the peaks of two lengths, and is checked there. Where a
-    mask grows with the square of the length, the line lies above the peaks: what it
-    says is too short, and it is drawn again from there.
+    A line through the peaks of two lengths says which length that is, and a simulation
+    checks it. If a mask grows with the square of the length, the line lies above the
+    peaks and its answer is too short; then a new line is drawn from there.
 
     Args:
         peak: bytes at the peak of a step with responses of this length.

@@ -182,7 +182,7 @@ class LiveBytes(TorchDispatchMode):
     def finish(self) -> None:
         """The step is over: note what is alive.
 
-        When Python frees the model afterwards is no part of the step.
+        The model is freed later, and that is not part of the step.
         """
         self.timeline.append((self.phase, dict(self.live)))
         self.phase = "done"
@@ -349,11 +349,11 @@ def _watch_the_head(model, live: LiveBytes, step: Step) -> None:
 
 @contextmanager
 def folded_in_place():
-    """Within it, TRL's code for log-probabilities allocates what it does on a GPU.
+    """While it is entered, TRL's code for log-probabilities allocates as on a GPU.
 
-    There Triton kernels fold a tile of logits in place, and products of bfloat16 are
-    added in float32 without copies. trl/kernels/chunked_logprob.py has torch functions
-    in their places for a CPU, and fake tensors need neither's results.
+    On a GPU, Triton kernels fold a tile of logits in place, and products of bfloat16
+    are added in float32 without copies. On a CPU trl/kernels/chunked_logprob.py uses
+    torch functions instead. Fake tensors need the results of neither.
     """
     names = ("_forward_tile", "_backward_tile", "_addmm_fp32")
     before = {name: getattr(chunked_logprob, name) for name in names}

@@ -152,7 +152,7 @@ def _fact(lead: Lead, relation: str, value: str | Date) -> Fact:
     elif relation.endswith("_place"):
         forms = [value.split(",")[0], value]
     else:
-        # Nicknames stand in quotation marks.
+        # Nicknames are in quotation marks.
         forms = [re.sub(r"[\"“”]", "", value)]
     forms = list(dict.fromkeys(forms))
     return Fact(lead.title, relation, forms[0], (lead.passage_id,), tuple(forms), date)

@@ -11,7 +11,7 @@ from functools import cached_property
 from kr1_utils.mining.names import bare, key
 from kr1_utils.mining.spans import DATE, NAME_LINKS, clean
 
-# The first verb must come within so many characters.
+# Characters within which the first verb must come.
 _LONGEST_OPENING = 400
 # A list of what bears one name.
 _LIST = re.compile(r"\b(?:may|can) (?:also )?refer to\b|\brefers to\b")

@@ -14,7 +14,7 @@ from kr1_utils.mining.countries import COUNTRY_OF, are_near
 from kr1_utils.mining.facts import Fact, Facts
 from kr1_utils.mining.names import as_asked, bare, key
 
-# At most so many questions of each type; of comparisons also for what is compared.
+# The most questions of each type; comparisons also for what is compared.
 LIMITS = {
     "compositional": 1600,
     "inference": 400,

@@ -214,7 +214,7 @@ def _in_shards(rows: Iterator[dict], shard_size: int) -> Iterator[list[dict]]:
 
 
 def _line(passage: dict) -> bytes:
-    """A passage as it stands in a shard's text."""
+    """A passage as a line of a shard's text."""
     text = json.dumps(passage, ensure_ascii=False)
     # JSON may hold halves of surrogate pairs.
     return text.encode("utf-8", "surrogatepass") + b"\n"

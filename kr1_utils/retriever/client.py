@@ -29,7 +29,7 @@ LONGEST_PAUSE = 5.0
 # Statuses of a server that may do better in a moment, beside those from 500 on.
 BUSY = (408, 429)
 
-# A batch is cut into requests of so many queries, and of fewer if each finds much.
+# The most queries of one request; fewer if each query finds much.
 QUERIES_PER_REQUEST = 128
 PASSAGES_PER_REQUEST = 10_000
 

@@ -24,8 +24,8 @@ from kr1_utils.retriever.tokens import tokenize, word_hashes
 PARTS = 8
 SMALLEST_PART = 32
 
-# A batch whose queries, times the shards, are at most so many is searched by the thread
-# that asks: waiting for others takes longer.
+# The most searches (queries × shards) of a batch that the asking thread does itself:
+# waiting for other threads would take longer.
 FEW_SEARCHES = 8
 
 

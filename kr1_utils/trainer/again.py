@@ -1,7 +1,7 @@
 """Owns training again with the same trainer: it begins as if it had never trained.
 
 Whoever stops a notebook's training cell and runs it again keeps the trainer, with half
-a step in it: weights that have moved, rollouts that wait, half-filled metrics.
+a step in it: weights that moved, trajectories that wait, half-filled metrics.
 """
 
 import random

@@ -150,7 +150,7 @@ class KnowledgeGRPOTrainer(
         self.longest = 0  # tokens of the longest of them
         self.mask_checked = False
         if self.chat.end_of_turn not in self.eos_token_ids:
-            # TRL takes a completion for cut off that ends in none of these.
+            # If a completion ends in none of these, TRL takes it for cut off.
             self.eos_token_ids = [*self.eos_token_ids, self.chat.end_of_turn]
         check_limits(limits, self.processing_class, self.chat)
         self._check_questions()
@@ -312,8 +312,11 @@ def fields_for_trl(trajectories: list[Trajectory]) -> dict[str, list]:
 
 
 def _row_for_trl(trajectory: Trajectory) -> dict[str, list | None]:
-    """One trajectory. TRL sees that it was cut off by its last id, which then must not
-    be the end of a turn: that one was appended (mask 0), and is left out."""
+    """One trajectory, as TRL wants it.
+
+    TRL takes a completion for cut off if its last id does not end a turn. If a limit
+    cut this one off, the end-of-turn token that we appended (mask 0) is left out.
+    """
     prompt_ids = trajectory.prompt_ids
     completion_ids = trajectory.completion_ids
     env_mask = trajectory.loss_mask

@@ -29,7 +29,7 @@ class SavesWhenOutOfMemory:
             return super().training_step(*inputs, **kwargs)
         except torch.OutOfMemoryError as error:
             cause = str(error).splitlines()[0]
-        # Not before the except block has ended are the failed step's tensors free.
+        # Here, because the failed step's tensors live until the except block ends.
         torch.cuda.empty_cache()
         self._save_earlier_steps()
         write_text(Path(self.args.output_dir) / OUT_OF_MEMORY, cause)

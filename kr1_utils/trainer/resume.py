@@ -1,4 +1,4 @@
-"""Owns going on: where a run that was cut off starts again, with which questions."""
+"""Owns resuming: where a run that was cut off starts again, with which questions."""
 
 import json
 import shutil

@@ -1,8 +1,7 @@
-"""Owns micro-batches: a batch in parts of at most so many tokens, with one gradient.
+"""Owns micro-batches: a batch cut into parts whose gradients add up to the batch's.
 
-TRL takes a batch in one pass, as wide as its longest row. Here it is cut into parts
-whose gradients add up to the batch's, so that memory stays the same while responses
-grow. What TRL logs is what it would log of the whole batch.
+TRL takes a batch in one pass, as wide as its longest row. In parts, memory stays the
+same while responses grow. What TRL logs is what it would log of the whole batch.
 """
 
 import math
@@ -84,9 +83,9 @@ class Part:
 class TokenBudget:
     """Mixed into a GRPOTrainer: its passes have at most `budget` padded tokens each.
 
-    A budget of 0 leaves batches whole. Losses that average otherwise than over rows or
-    tokens of a batch cannot be cut (see `check_budget`). The trainer has `limits`,
-    `prompt_length` of a question, and `room_for_prompts`, both in tokens.
+    A budget of 0 leaves batches whole. A loss can be cut only if it averages over rows
+    or tokens of a batch (see `check_budget`). The trainer has `limits`, `prompt_length`
+    of a question, and `room_for_prompts`, the last two in tokens.
     """
 
     budget = 0
