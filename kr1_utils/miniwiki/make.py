@@ -11,13 +11,13 @@ from kr1_utils.miniwiki.world import SHIPPED_SEED, World, make_world
 # Question set -> how many questions of each type.
 SIZES = {
     "train": {
-        "single": 700,
-        "known": 200,
-        "look_alike": 150,
-        "compositional": 1250,
-        "comparison": 700,
-        "inference": 400,
-        "bridge_comparison": 600,
+        "single": 300,
+        "known": 230,
+        "look_alike": 190,
+        "compositional": 550,
+        "comparison": 450,
+        "inference": 250,
+        "bridge_comparison": 330,
     },
     "dev": {
         "single": 60,

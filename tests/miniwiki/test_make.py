@@ -51,7 +51,7 @@ def test_splits_have_the_promised_sizes(questions):
         assert types == counts
     sizes = {name: len(split) for name, split in questions.items()}
     assert sizes == {
-        "train": 4000,
+        "train": 2300,
         "dev": 340,
         "test": 500,
         "test_single": 200,
