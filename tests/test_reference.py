@@ -1,15 +1,18 @@
 """data/reference: its tables, logs and predictions agree with each other."""
 
+import gzip
 import json
 import os
+import shutil
 
 import pandas as pd
 import pytest
 
 from kr1_utils import corpus
 from kr1_utils.evaluation import OUTCOMES, answer_rank, mean
-from kr1_utils.files import REPO
+from kr1_utils.files import REPO, write_jsonl
 from kr1_utils.retriever import Retriever
+from kr1_utils.reference import keep
 from kr1_utils.scoring import (
     bootstrap,
     exact_match,
@@ -17,6 +20,8 @@ from kr1_utils.scoring import (
     normalize_answer,
     score_answers,
 )
+
+MULTI_HOP = {"compositional", "comparison", "inference", "bridge_comparison"}
 
 REFERENCE = REPO / "data" / "reference"
 PACK = (REPO / os.environ.get("KR1_2WIKI", "../shared/data/2wiki")).resolve()
@@ -30,6 +35,7 @@ PREDICTIONS = [
     "tiny/seed42/predictions.jsonl",
     "tiny/seed43/predictions.jsonl",
     "tiny/seed44/predictions.jsonl",
+    "tiny/seed45/predictions.jsonl",
     "smol_2wiki_untouched.jsonl",
     "smol_2wiki_cold_start.jsonl",
     "smol_2wiki_grpo.jsonl",
@@ -55,25 +61,25 @@ def test_predictions_have_the_scores_that_their_answers_earn(name):
             assert (row["outcome"] == "right") == bool(row["em"])
 
 
-def test_three_runs_answered_the_shipped_questions():
+def test_all_runs_answered_the_shipped_questions():
     asked = {
         q["id"]: (q["type"], q["golden_answers"])
-        for name in ("test", "test_single")
+        for name in corpus.TEST_SETS
         for q in corpus.load_questions(REPO / "data" / "miniwiki" / f"{name}.jsonl")
     }
-    for name in PREDICTIONS[:4]:
+    for name in PREDICTIONS[:5]:
         rows = lines(name)
         said = {row["id"]: (row["type"], row["golden_answers"]) for row in rows}
         assert said == asked, name
         assert len(rows) == len(asked)
 
 
-@pytest.mark.parametrize("seed", [42, 43, 44])
+@pytest.mark.parametrize("seed", [42, 43, 44, 45])
 def test_summary_of_a_run_is_that_of_its_predictions(seed):
     folder = REFERENCE / "tiny" / f"seed{seed}"
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     rows = lines(f"tiny/seed{seed}/predictions.jsonl")
-    multi_hop = [row for row in rows if row["type"] != "single"]
+    multi_hop = [row for row in rows if row["type"] in MULTI_HOP]
     single = [row for row in rows if row["type"] == "single"]
     assert summary["seed"] == seed
     assert summary["em_after"] == pytest.approx(mean(multi_hop, "em"))
@@ -209,3 +215,35 @@ def test_ranks_on_real_passages_are_found_again():
         assert row["counts"] == (question["answer_in_corpus"] and not closed)
         assert row["passage_ids"] == [p["id"] for p in passages]
         assert row["rank"] == answer_rank(passages, golden)
+
+
+def test_what_is_kept_of_a_run_is_what_it_left_but_for_passages(tmp_path):
+    shown = REFERENCE / "tiny" / "seed42"
+    run = tmp_path / "run"
+    shutil.copytree(shown, run)
+    with gzip.open(shown / "ladder.jsonl.gz") as packed:
+        (run / "ladder.jsonl").write_bytes(packed.read())
+    rows = [{"id": "a", "turns": ["x"], "observations": ["a passage"]}]
+    write_jsonl(run / "predictions.jsonl", rows)
+    kept = keep(run, tmp_path / "kept", shown=True)
+    assert {file.name for file in kept} >= {"summary.json", "adapter_config.json"}
+    said = list(corpus.read_rows(tmp_path / "kept" / "predictions.jsonl"))
+    assert said == [{"id": "a", "turns": ["x"]}]
+    log = (tmp_path / "kept" / "train_log.csv").read_bytes()
+    assert log == (shown / "train_log.csv").read_bytes()
+    again = (tmp_path / "kept" / "ladder.jsonl.gz").read_bytes()
+    assert gzip.decompress(again) == (run / "ladder.jsonl").read_bytes()
+
+
+def test_a_kept_adapter_names_its_model_as_the_repository_does(tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(REFERENCE / "tiny" / "seed42" / "checkpoint", run / "checkpoint")
+    settings = run / "checkpoint" / "adapter_config.json"
+    config = json.loads(settings.read_text())
+    settings.write_text(json.dumps(config | {"base_model_name_or_path": str(tmp_path)}))
+    (run / "ladder.jsonl").write_text("{}")
+    keep(run, tmp_path / "kept", shown=True)
+    kept = json.loads(
+        (tmp_path / "kept" / "checkpoint" / "adapter_config.json").read_text()
+    )
+    assert kept["base_model_name_or_path"] == "data/tiny-lm"
