@@ -11,8 +11,8 @@ import pytest
 from kr1_utils import corpus
 from kr1_utils.evaluation import OUTCOMES, answer_rank, mean
 from kr1_utils.files import REPO, write_jsonl
-from kr1_utils.retriever import Retriever
 from kr1_utils.reference import keep
+from kr1_utils.retriever import Retriever
 from kr1_utils.scoring import (
     bootstrap,
     exact_match,

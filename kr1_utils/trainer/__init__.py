@@ -5,11 +5,13 @@ from kr1_utils.trainer.decision_log import DecisionLog
 from kr1_utils.trainer.grpo import FIELDS, KnowledgeGRPOTrainer, grpo_config
 from kr1_utils.trainer.one_group import loss_of_group
 from kr1_utils.trainer.resume import OUT_OF_MEMORY, resume_point
+from kr1_utils.trainer.sft import DemonstrationTrainer
 from kr1_utils.trainer.token_budget import LOSS_WEIGHTING, micro_batches, rows_of
 
 __all__ = [
     "FIELDS",
     "DecisionLog",
+    "DemonstrationTrainer",
     "LOG_COLUMNS",
     "LOSS_WEIGHTING",
     "OUT_OF_MEMORY",
