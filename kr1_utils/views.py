@@ -70,6 +70,26 @@ def table_html(rows, header: tuple[str, ...] = ()) -> str:
     return markup
 
 
+def settings_html(settings: list[tuple[str, str]], names: tuple[str, ...]) -> str:
+    """The settings that a notebook uses as a table, and all others folded behind it.
+
+    Args:
+        settings: (name, value), from `profiles.table`.
+        names: of those that are shown, in their order.
+
+    Raises:
+        KeyError: if there is no setting of such a name.
+    """
+    values = dict(settings)
+    used = [(name, values[name]) for name in names]
+    rest = [row for row in settings if row[0] not in names]
+    header = ("setting", "value")
+    return (
+        f"{table_html(used, header)}\n<details><summary>All other settings of the"
+        f" profile</summary>\n{table_html(rest, header)}\n</details>"
+    )
+
+
 def _saveable(cell) -> str:
     """Half a surrogate pair becomes "?": a notebook that holds one cannot be saved."""
     return str(cell).encode("utf-8", "replace").decode()

@@ -258,3 +258,13 @@ def test_side_by_side_shows_both_with_their_titles():
         "<p>left</p>", "<p>right</p>", ("before <", "after")
     )
     assert text_of(markup) == "before <leftafterright"
+
+
+def test_settings_that_are_used_stand_before_the_folded_ones():
+    settings = [("a", "1"), ("b", "2"), ("c", "3")]
+    markup = views.settings_html(settings, ("c", "a"))
+    used, folded = markup.split("<details>")
+    assert used.index(">c<") < used.index(">a<") and ">b<" not in used
+    assert ">b<" in folded and ">a<" not in folded
+    with pytest.raises(KeyError):
+        views.settings_html(settings, ("d",))
