@@ -9,6 +9,7 @@ from helpers import exercises, solution_code
 
 from kr1_utils.files import REPO
 from kr1_utils.profiles import PARAMETERS
+from kr1_utils.reproduce.saved_outputs import is_current
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
 WANTED = {
@@ -88,6 +89,10 @@ def test_code_can_be_parsed(notebook):
 def test_cells_were_run_once_from_top_to_bottom(notebook):
     counts = [c["execution_count"] for c in code_cells(notebook)]
     assert counts == list(range(1, len(counts) + 1))
+
+
+def test_outputs_are_those_of_the_code_as_saved(notebook):
+    assert is_current(notebook)
 
 
 def test_no_cell_ended_in_an_error(notebook):
