@@ -272,6 +272,19 @@ def grpo_step(lit: Collection[str] = ()) -> str:
     return render(GRPO_STEP, lit)
 
 
+# Parts that notebooks light up where they explain them.
+LIT_IN_THE_LOOP = ("generate", "parse", "search", "append")
+LIT_IN_THE_STEP = ("rollouts", "rewards", "advantages", "loss", "update")
+
+
+def drawn() -> dict[str, str]:
+    """Name of a file in figures/, without its ending -> SVG."""
+    files = {"agent_loop": agent_loop(), "grpo_step": grpo_step()}
+    files |= {f"agent_loop_{part}": agent_loop([part]) for part in LIT_IN_THE_LOOP}
+    files |= {f"grpo_step_{part}": grpo_step([part]) for part in LIT_IN_THE_STEP}
+    return files
+
+
 def render(diagram: Diagram, lit: Collection[str] = ()) -> str:
     """A diagram as the text of an SVG file.
 

@@ -582,10 +582,7 @@ def draw_figures() -> list[Path]:
     }
     figures |= figures_of_decisions(runs)
     drawn = [save_fig(figure, REPO, name) for name, figure in figures.items()]
-    for name, svg in (
-        ("agent_loop", diagrams.agent_loop()),
-        ("grpo_step", diagrams.grpo_step()),
-    ):
+    for name, svg in diagrams.drawn().items():
         drawn.append(REPO / "figures" / f"{name}.svg")
         write_text(drawn[-1], svg)
     return drawn
