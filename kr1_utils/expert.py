@@ -34,24 +34,29 @@ GIVES_UP = "I can not find it."
 def verdict(first: str, second: str, years: tuple[str, str], earlier: bool) -> str:
     """Which of two titles has the earlier year, or the later one.
 
-    Each title comes after a number of its own, and is named again after that number:
-    so to name the winner is to copy what stood behind its number.
+    Both years stand side by side just before the word that decides, so a small model
+    need not look for them; each title stands behind a number of its own, so to name the
+    winner is to copy what stood behind its number.
 
     Args:
         years: of the first and of the second title, as text.
         earlier: whether the earlier year wins.
     """
+    decided = winner(first, second, years, earlier)
+    return f"2 {second}. First {years[0]} second {years[1]} {decided}."
+
+
+def winner(first: str, second: str, years: tuple[str, str], earlier: bool) -> str:
+    """The word that decides, the winner's number and its title: 'later 2 Bob Cole'."""
     titles = (first, second)
     choose = min if earlier else max
-    winner = choose((0, 1), key=lambda i: int(years[i]))
-    notes = " ".join(numbered(i, titles[i], years[i]) for i in (0, 1))
-    word = "earlier" if earlier else "later"
-    return f"{notes} The {word} is {winner + 1} {titles[winner]}."
+    index = choose((0, 1), key=lambda i: int(years[i]))
+    return f"{'earlier' if earlier else 'later'} {index + 1} {titles[index]}"
 
 
-def numbered(index: int, title: str, year: str) -> str:
-    """One of two compared titles, 0 or 1: '1 Ann Bell 1931.'"""
-    return f"{index + 1} {title} {year}."
+def noted_first(title: str, year: str) -> str:
+    """The first of two compared titles: '1 Ann Bell. First 1931.'"""
+    return f"1 {title}. First {year}."
 
 
 def same_or_different(one: str, other: str) -> str:
@@ -125,7 +130,7 @@ def _comparison(question: dict) -> tuple[str, str]:
         return "", f" {same_or_different(*values)}"
     years = tuple(value.split()[-1] for value in values)
     last = verdict(first, second, years, question["earlier"])
-    return f" {numbered(0, first, years[0])}", f" {last}"
+    return f" {noted_first(first, years[0])}", f" {last}"
 
 
 DATES = {"birth_date", "death_date", "release_year", "founded"}
