@@ -157,6 +157,11 @@ def run_apart(engine: str, file: Path, count: int) -> dict:
 def anonymous_mib(process_id: int) -> float:
     """Memory that is no file's, of a process and its children: pages of an index that
     processes share do not count."""
+    return summed_mib(process_id, "status", "RssAnon:")
+
+
+def summed_mib(process_id: int, file: str, mark: str) -> float:
+    """What a file in /proc says after `mark`, in MiB, of a process and its children."""
     try:
         process = psutil.Process(process_id)
         processes = [process, *process.children(recursive=True)]
@@ -165,8 +170,8 @@ def anonymous_mib(process_id: int) -> float:
     total = 0.0
     for process in processes:
         try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            total += int(status.split("RssAnon:")[1].split()[0]) / 1024
+            text = Path(f"/proc/{process.pid}/{file}").read_text()
+            total += int(text.split(mark)[1].split()[0]) / 1024
         except (OSError, IndexError):
             # It has just ended.
             continue

@@ -24,18 +24,13 @@ import pandas as pd
 from kr1_utils.bench import busy, made_up
 from kr1_utils.bench.bm25_engines import PASSAGES_PER_QUERY, Search, bm25s_plain
 from kr1_utils.bench.machine import machine_name
-from kr1_utils.bench.retrieval import MIB, make_queries, write_corpus
+from kr1_utils.bench.retrieval import MIB, make_queries, summed_mib, write_corpus
 from kr1_utils.corpus import read_passages
 from kr1_utils.extras import missing
 from kr1_utils.files import shipped
 from kr1_utils.retriever.client import RemoteRetriever
 from kr1_utils.retriever.opening import open_retriever
 from kr1_utils.retriever.search import Retriever
-
-try:
-    import psutil
-except ImportError:
-    psutil = missing("bench")
 
 CLIENTS = (1, 8, 64)
 
@@ -248,20 +243,7 @@ def peak_of_trainings(
 def proportional_mib(process_id: int) -> float:
     """Memory of a process and its children; of a page that n processes hold, each has
     an n-th (Linux's "Pss")."""
-    try:
-        process = psutil.Process(process_id)
-        processes = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0.0
-    total = 0.0
-    for process in processes:
-        try:
-            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            total += int(lines.split("\nPss:")[1].split()[0]) / 1024
-        except (OSError, IndexError):
-            # It has just ended.
-            continue
-    return total
+    return summed_mib(process_id, "smaps_rollup", "\nPss:")
 
 
 def main(words: list[str]) -> None:
