@@ -102,6 +102,7 @@ def test_every_word_is_handed_over(opened):
         "adapter": "a",
         "data": "d",
         "index": "i",
+        "retriever": "",
     }
     words = [f"--{name}={value}" for name, value in given.items()]
     assert cli.main(["ask", "Where?", *words]) == 0

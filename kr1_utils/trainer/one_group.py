@@ -18,6 +18,9 @@ def loss_of_group(
 ) -> torch.Tensor:
     """The loss that `trainer` would step down, without a trace in its log.
 
+    Set gradients to zero before this call: with a budget of tokens it runs backward
+    through all parts but the last itself.
+
     Args:
         trajectories: G of them.
         advantages: (G,) one each.

@@ -157,10 +157,10 @@ def test_limits_that_disagree_with_trls_are_refused(tmp_path, tiny, retriever):
 
 
 def test_profile_reaches_trl_as_it_is():
-    profile = resolve("tiny", {"accuracy_weight": 0.25})
+    profile = resolve("tiny", {"accuracy_weight": 0.5, "search_cost": 0.03})
     config = trainer.grpo_config(profile, 7, "x")
     assert config.seed == 7
-    assert config.reward_weights == [0.25, 1.0]
+    assert config.reward_weights == [0.5, 1.0, 0.03]
     assert config.max_completion_length == profile.limits.max_response_tokens
     for key, value in profile.grpo.items():
         assert getattr(config, key) == ([] if value == "none" else value), key

@@ -9,10 +9,14 @@ from helpers import make_trainer, tiny_profile
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kr1_utils import plots
+from kr1_utils.rewards import reward_functions
 from kr1_utils.trainer import LOG_COLUMNS, grpo_config
 from kr1_utils.trainer.reports import as_markdown, with_table
 
-REPORTED = tiny_profile(report_to="tensorboard", save_steps=1)
+# With every reward that has a column of its own.
+REPORTED = tiny_profile(
+    report_to="tensorboard", save_steps=1, search_cost=0.05, evidence_weight=0.3
+)
 
 
 def shown_in(folder):
@@ -34,8 +38,10 @@ def text_of(shown, name):
 def reported(tmp_path, questions, retriever, monkeypatch):
     """The folder of a run of two steps that went on after the first."""
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    make_trainer(tmp_path, questions, retriever, REPORTED).train()
-    again = make_trainer(tmp_path, questions, retriever, REPORTED)
+    arguments = (tmp_path, questions, retriever, REPORTED)
+    functions, _ = reward_functions(REPORTED)
+    make_trainer(*arguments, reward_funcs=functions).train()
+    again = make_trainer(*arguments, reward_funcs=functions)
     again.train(resume_from_checkpoint=str(tmp_path / "state" / "checkpoint-1"))
     return tmp_path
 
@@ -68,7 +74,10 @@ def test_a_folder_that_the_user_named_is_kept(
 ):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     profile = replace(REPORTED, grpo={**REPORTED.grpo, "max_steps": 1})
-    make_trainer(tmp_path / "run", questions, retriever, profile).train()
+    functions, _ = reward_functions(profile)
+    make_trainer(
+        tmp_path / "run", questions, retriever, profile, reward_funcs=functions
+    ).train()
     assert shown_in(tmp_path / "board").Scalars("train/reward")
     assert not (tmp_path / "run" / "tensorboard").exists()
 
