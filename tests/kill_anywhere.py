@@ -45,7 +45,7 @@ CELLS = {
     "step": ("03", "grpo.train(", "grpo.train("),
     "checkpoint": ("03", "grpo.train(", "grpo.train("),
     "saving": ("03", "models.save_adapter(", "(out / name).exists()"),
-    "evaluation": ("04", "answer(base, test)", "summary.json"),
+    "evaluation": ("04", "answer(base, questions)", "summary.json"),
 }
 PLACES = (*CELLS, "between")
 MADE = {
