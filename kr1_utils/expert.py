@@ -25,7 +25,9 @@ _CALLED = {
 }
 
 # How a thought goes on, or begins, where there is something to decide.
-KNOWS = "I know it."
+# The first words differ, for training moves a choice between two words the faster, the
+# less alike they are, and two that follow the same word become alike.
+KNOWS = "From memory."
 READS = "I need to read about it."
 CHECKS = "I check it."
 GIVES_UP = "I can not find it."
@@ -175,11 +177,15 @@ def _habits(knows=(), checks=(), chain=0, kin=0, compare=0, bridge=0) -> Habits:
 # where they differ, more for some questions than for others.
 EXPERTS = [
     _habits(["capital", "currency", "country", "river"]),
-    _habits(["capital", "country"], ALL, chain=2, kin=2, compare=2, bridge=3),
-    _habits(["capital"], DATES | PEOPLE, chain=1, kin=2, compare=2, bridge=3),
-    _habits(["currency"], DATES, chain=1, kin=1, compare=1, bridge=1),
-    _habits([], DATES, chain=1, kin=1, compare=2, bridge=2),
-    _habits([], ALL, chain=1, kin=2, compare=2, bridge=3),
+    _habits(["capital", "country", "river"], ALL, chain=2, kin=2, compare=2, bridge=3),
+    _habits(
+        ["capital", "currency"], DATES | PEOPLE, chain=1, kin=2, compare=2, bridge=3
+    ),
+    _habits(
+        ["currency", "country", "river"], DATES, chain=1, kin=1, compare=1, bridge=1
+    ),
+    _habits(["capital"], DATES, chain=1, kin=1, compare=2, bridge=2),
+    _habits(["capital"], ALL, chain=1, kin=2, compare=2, bridge=3),
     _habits([], DATES, chain=1, kin=1, compare=1, bridge=1),
     _habits([], []),
 ]

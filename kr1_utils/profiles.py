@@ -99,7 +99,7 @@ class Profile:
     # A1: worlds to write conversations from.
     pretrain_worlds: int = 150
     # A1: updates.
-    pretrain_steps: int = 4480
+    pretrain_steps: int = 5040
     # Whether GRPO starts from a model that A3 has taught the format; text is the folder
     # of such a model, made earlier.
     cold_start: bool | str = False
