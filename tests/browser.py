@@ -226,6 +226,7 @@ def main() -> int:
         folder = Path(scratch)
         (folder / "notebooks").mkdir()
         shutil.copy(REPO / "README.md", folder)
+        shutil.copytree(REPO / "figures", folder / "figures")
         for name in args.notebooks:
             copy(name, folder, args.whole)
         with chromium(folder) as browser, jupyterlab(folder) as address:
