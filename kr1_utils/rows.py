@@ -214,7 +214,7 @@ class _Lines:
 def _read_json(file: Path, stream: io.BufferedIOBase) -> Iterator[dict]:
     """An object per line, objects spread over many lines, or one list of objects.
 
-    A file whose first line is an opening bracket, or begins with one of a list, is
+    A file whose first line is an opening bracket, or begins with that of a list, is
     taken into memory as a whole.
     """
     lines = _Lines(stream)

@@ -1,7 +1,7 @@
 """Owns trajectories and tables as HTML, without scripts.
 
 Who wrote what also stands there as text, for pages that strip styles, as GitHub's do,
-and what hovering tells stands in a folded table, for those who use the keyboard.
+and a folded table repeats what hovering tells, for those who use the keyboard.
 `stills` draws the same views as pictures.
 """
 

@@ -38,7 +38,7 @@ class Tokens:
     """The tokens of N texts, as numbers of the words that they are.
 
     Attributes:
-        words: (V,) uint64, hashes of the stems that stand in any of the texts,
+        words: (V,) uint64, hashes of the stems that occur in any of the texts,
             ascending.
         tokens: (T,) int32, places in `words`, one text after the other.
         lengths: (N,) int32, tokens of each text.
