@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kr1_utils import corpus, decisions, profiles, protocol
+from kr1_utils import corpus, decisions, expert, profiles, protocol
 from kr1_utils.expert import demonstration
 
 TINY = profiles.resolve("tiny")
@@ -36,8 +36,13 @@ def test_context_and_phrase_spell_what_would_be_said(points, asked, tokenizer):
     first, second = points[:2]
     text = tokenizer.decode(first.context)
     assert asked[0]["question"] in text
-    begun = [text + tokenizer.decode(ids) for _, ids in first.phrases]
-    assert all("<think> I " in b for b in begun)
+    assert text.endswith("<think>")
+    begun = {choice: tokenizer.decode(ids) for choice, ids in first.phrases}
+    assert begun == {
+        "answer": f" {expert.KNOWS}",
+        "search": f" {expert.READS}",
+        "give up": f" {expert.GIVES_UP}",
+    }
     noted = demonstration(asked[0])[1][0]
     text = tokenizer.decode(second.context)
     begun = [text + tokenizer.decode(ids) for _, ids in second.phrases]

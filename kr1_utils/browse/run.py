@@ -178,7 +178,7 @@ def _number(value) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r:.40} is no number, where there should be one.")
+        raise ValueError(f"{value!r:.40} is not a number, but a number belongs there.")
     return value if math.isfinite(value) else None
 
 

@@ -79,7 +79,7 @@ def test_line_that_is_being_written_is_left_out(tmp_path):
         (json.dumps(TRAINED | {"turns": "text"}), "'turns' is not a list of texts"),
         (json.dumps(TRAINED | {"question": None}), "'question' is not text"),
         (json.dumps(TRAINED | {"answer": 7}), "its answer is not text"),
-        (json.dumps(TRAINED | {"step": "first"}), "'first' stands in the place"),
+        (json.dumps(TRAINED | {"step": "first"}), "'first' is not a number"),
         (json.dumps(TRAINED | {"rewards": [1]}), "'list' object"),
         (json.dumps(TRAINED | {"logprobs": [1]}), "'int' object"),
     ],
