@@ -19,7 +19,7 @@ NOTEBOOKS = REPO / "notebooks"
 NOTE = "kr1_code_of_outputs"
 INJECTED = "injected-parameters"
 # A bar that moved; of several states of one bar the last is kept.
-BAR = re.compile(r"^(?P<name>[^|\r\n]*?):? *\d+%\|")
+BAR = re.compile(r"^(?P<name>[^|\r\n]*?):? *\d+%\|", re.MULTILINE)
 
 
 def is_current(notebook: dict) -> bool:
@@ -57,12 +57,26 @@ def adopt(notebook: dict, executed: dict, folder: str = "") -> dict:
     cells = zip(_code_cells(notebook), _code_cells(executed), strict=True)
     for number, (cell, ran) in enumerate(cells, 1):
         cell["execution_count"] = number
-        cell["outputs"] = [_clean(output, folder) for output in ran["outputs"]]
+        outputs = _joined(ran["outputs"])
+        cell["outputs"] = [_clean(output, folder) for output in outputs]
         for output in cell["outputs"]:
             if "execution_count" in output:
                 output["execution_count"] = number
     notebook["metadata"][NOTE] = code_hash(notebook)
     return notebook
+
+
+def _joined(outputs: list[dict]) -> list[dict]:
+    """The outputs, where what one stream said in a row is one, as in a browser."""
+    joined: list[dict] = []
+    for output in outputs:
+        before = joined[-1] if joined else {}
+        if output["output_type"] == "stream" and output["name"] == before.get("name"):
+            text = "".join([*before["text"], *output["text"]])
+            joined[-1] = {**before, "text": text}
+        else:
+            joined.append(output)
+    return joined
 
 
 def _clean(output: dict, folder: str) -> dict:
@@ -76,7 +90,7 @@ def _clean(output: dict, folder: str) -> dict:
 
 def _without_old_bars(text: str) -> str:
     """A stream as a terminal shows it in the end: one line per bar."""
-    if "\r" not in text:
+    if "\r" not in text and not BAR.search(text):
         return text
     kept: list[str] = []
     for line in re.split(r"[\r\n]+", text):

@@ -55,6 +55,17 @@ def test_of_a_bar_the_last_state_is_kept():
     assert shown == "worlds: 100%|###| 9/9\nturns:  50%|#  | 1/2\n"
 
 
+def test_a_bar_that_was_saved_piece_by_piece_is_one_bar():
+    said = [
+        "steps:   0%|   | 0/9\n",
+        "steps:  50%|#  | 5/9\n",
+        "steps: 100%|###| 9/9\n",
+    ]
+    ran = notebook("a", outputs=[stream(text) for text in said])
+    [output] = adopt(notebook("a"), ran)["cells"][0]["outputs"]
+    assert output["text"] == [said[-1]]
+
+
 def test_the_folder_of_the_copy_is_not_shown():
     ran = notebook("a", outputs=[stream("/somewhere/run/tiny-lm\n")])
     made = adopt(notebook("a"), ran, "/somewhere/run")
