@@ -90,16 +90,22 @@ def _more_questions(
     return [question for question in extra if not named.in_question(question)]
 
 
-def from_miniwiki(tokenizer, profile: Profile, seed: int) -> Lessons:
+def from_miniwiki(
+    tokenizer, profile: Profile, seed: int, mix: dict[str, int] = MIX
+) -> Lessons:
     """Lessons about fictional worlds: the form can be learned from them, not the
-    facts."""
+    facts.
+
+    Args:
+        mix: how many questions of each type are asked about one world.
+    """
     needed = profile.cold_start_steps * profile.cold_start_batch
     shown: list[Trajectory] = []
     world_seed = FIRST_WORLD
     while len(shown) < needed:
         world = miniwiki.make_world(world_seed)
         questions = miniwiki.make_questions(
-            world, MIX, set(world.kind), world_seed, "q"
+            world, mix, set(world.kind), world_seed, "q"
         )
         retriever = Retriever.build(world.passages)
         shown += demonstrations(questions, tokenizer, retriever, profile)

@@ -102,7 +102,9 @@ def test_training_log_is_whole_and_finite(whole_run):
     log = pd.read_csv(whole_run / "train_log.csv")
     assert list(log.columns) == list(trainer.LOG_COLUMNS)
     assert log["step"].tolist() == list(range(1, LEARNING["max_steps"] + 1))
-    assert log.map(math.isfinite).all().all()
+    # Evidence was not rewarded, so nothing is known of it.
+    assert log["evidence_reward"].isna().all()
+    assert log.drop(columns="evidence_reward").map(math.isfinite).all().all()
 
 
 def test_predictions_hold_every_question_once(whole_run):
@@ -110,7 +112,8 @@ def test_predictions_hold_every_question_once(whole_run):
         json.loads(line)
         for line in (whole_run / "predictions.jsonl").read_text().splitlines()
     ]
-    assert len(rows) == len({r["id"] for r in rows}) == 2 * LEARNING["eval_questions"]
+    # Multi-hop questions, single-hop ones and known ones.
+    assert len(rows) == len({r["id"] for r in rows}) == 3 * LEARNING["eval_questions"]
     assert all({"prediction", "golden_answers", "passage_ids"} <= set(r) for r in rows)
 
 
@@ -293,6 +296,12 @@ def test_a_few_odd_questions_of_your_own_will_do(name, tmp_path):
             "04_evaluate",
             "questions",
             {"PROFILE": "smol", "OVERRIDES": {}},
+            "run A3_cold_start first",
+        ),
+        (
+            "04_evaluate",
+            "questions",
+            {"PROFILE": "smol", "OVERRIDES": {"cold_start": False}},
             "run 03 to its end",
         ),
     ],

@@ -11,7 +11,7 @@ import torch
 from helpers import gap_of_two_best
 from trl.generation.vllm_client import VLLMClient
 
-from kr1_utils import corpus, hub, models, trainer
+from kr1_utils import corpus, hub, models, rewards, trainer
 from kr1_utils.agent import rollout
 from kr1_utils.engines import ServerEngine, TransformersEngine, VLLMEngine
 from kr1_utils.files import REPO
@@ -258,6 +258,7 @@ def trained(questions, retriever, tmp_path_factory):
         processing_class=tokenizer,
         peft_config=models.lora_config(profile),
         train_dataset=corpus.training_set(questions["train"][:200]),
+        reward_funcs=rewards.reward_functions(profile)[0],
     )
     vllm = run.vllm_generation
     told = []

@@ -143,10 +143,12 @@ def _evaluation_row(source: str, row: dict) -> Row:
 
 def _common(row: dict) -> dict:
     """What both kinds of rows call by the same name."""
-    texts = {name: _text(row, name) for name in ("id", "type", "outcome", "stop")}
+    texts = {name: _text(row, name) for name in ("outcome", "stop")}
+    names = {name: _name(row, name) for name in ("id", "type")}
     lists = {name: _texts(row, name) for name in ("golden_answers", "observations")}
     return {
         **texts,
+        **names,
         **lists,
         "token_lengths": _per_turn(row, "token_lengths"),
         "logprobs": _per_turn(row, "logprobs"),
@@ -158,6 +160,12 @@ def _text(row: dict, name: str, required: bool = False) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name!r} is not text: {value!r:.40}.")
     return value
+
+
+def _name(row: dict, name: str) -> str:
+    """Who writes questions may number them and their types, or name no type."""
+    value = row.get(name)
+    return "" if value is None else str(value)
 
 
 def _texts(row: dict, name: str, required: bool = False) -> list[str]:
