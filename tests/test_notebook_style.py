@@ -75,6 +75,11 @@ def test_number_of_cells(notebook):
     assert 40 <= len(notebook["cells"]) <= 90
 
 
+def test_cells_have_names_of_their_own(notebook):
+    names = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(names)) == len(names)
+
+
 def test_code_lines_are_short(notebook):
     for cell in code_cells(notebook):
         for line in source(cell).splitlines():
