@@ -131,7 +131,9 @@ def draw(paragraphs: list[Paragraph], title: str):
             placed.append((line + below, column, piece))
         # Every piece of it stands at or above the last one.
         line = placed[-1][0] + 1
-    figure = plt.figure(figsize=(WIDTH, (line + 0.5) * LINE / 72), layout="none")
+    figure = plt.figure(figsize=(WIDTH, (line + 0.5) * LINE / 72))
+    # The style of the figures sets one, which knows nothing of axes put by hand.
+    figure.set_layout_engine("none")
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 72 * WIDTH), ylim=((line + 0.5) * LINE, 0))
     ax.axis("off")

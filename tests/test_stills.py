@@ -1,5 +1,6 @@
 """Stills of token views: each token is drawn, in its colour, within the page."""
 
+import io
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ from helpers import ANSWER, SEARCH, Shelf
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from kr1_utils import stills, views
+from kr1_utils import plots, stills, views
 from kr1_utils.agent import ScriptedEngine, rollout
 from kr1_utils.profiles import Limits
 
@@ -48,6 +49,16 @@ def test_conversation_is_drawn_in_full_under_the_names_of_its_writers(
     assert " ".join(text for _, text in drawn(figure)).split() == wanted
     colors = {to_hex(box.get_facecolor()) for box in boxes(figure)}
     assert colors == {views.COLORS[kind] for kind, _ in runs}
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_style_of_the_notebooks_leaves_a_still_as_it_is(trajectory, tokenizer):
+    with plt.rc_context():
+        plots.use_style()
+        figure = stills.conversation_still(trajectory, tokenizer)
+        figure.savefig(io.BytesIO())
+    [ax] = figure.axes
+    assert ax.get_position().bounds == (0, 0, 1, 1)
 
 
 def test_microscope_draws_each_token_in_its_colour_and_underlines_mask_1(
