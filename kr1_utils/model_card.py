@@ -52,6 +52,10 @@ class Base:
         return self.hub_id or Path(self.folder).name
 
 
+# Types of questions that are asked beside multi-hop and single-hop ones.
+COMMON_KNOWLEDGE = ("known", "look_alike")
+
+
 @dataclass(frozen=True)
 class Score:
     """One score, before or after training.
@@ -151,11 +155,13 @@ def read_scores(run: Run, summary: dict) -> list[Score]:
 def _points(name: str, summary: dict, predictions: list[dict]) -> list[float]:
     """This score of each single answer.
 
-    The answers to multi-hop questions come first, then those to single-hop ones.
+    The answers to multi-hop questions come first, then those to single-hop ones, then
+    those to questions of common knowledge.
     """
     multi_hop = summary.get("questions", len(predictions))
     if name.endswith("_single"):
-        part = predictions[multi_hop:]
+        beside = predictions[multi_hop:]
+        part = [p for p in beside if p.get("type") not in COMMON_KNOWLEDGE]
     else:
         part = predictions[:multi_hop]
     column = SUMMARY_KEYS[name.removesuffix("_single")]

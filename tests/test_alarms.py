@@ -163,7 +163,7 @@ def test_an_exploding_gradient_warns_at_once(watch):
         watch.step()
     watch.step(grad_norm=0.1 * 20)
     assert not watch.raised
-    watch.step(grad_norm=0.1 * 30)
+    watch.step(grad_norm=0.1 * 60)
     assert watch.raised[0]["sign"] == "grad_norm"
 
 

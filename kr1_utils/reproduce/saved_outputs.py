@@ -5,19 +5,30 @@ whose code has changed since its saved run, so it can be stopped and started aga
 """
 
 import argparse
+import base64
 import hashlib
+import io
 import json
 import re
 import tempfile
 from pathlib import Path
 
+from kr1_utils.extras import missing
 from kr1_utils.files import REPO, write_text
 from kr1_utils.reproduce.papermill import run_notebook
+
+try:
+    from PIL import Image
+except ImportError:
+    Image = missing("notebooks")
 
 NOTEBOOKS = REPO / "notebooks"
 # Where a notebook notes which code its outputs are of.
 NOTE = "kr1_code_of_outputs"
 INJECTED = "injected-parameters"
+PNG = "image/png"
+# A figure of lines, bars and text needs no more, and takes a third of the room.
+COLOURS = 64
 # A bar that moved; of several states of one bar the last is kept.
 BAR = re.compile(r"^(?P<name>[^|\r\n]*?):? *\d+%\|", re.MULTILINE)
 
@@ -85,7 +96,21 @@ def _clean(output: dict, folder: str) -> dict:
     if output["output_type"] == "stream":
         text = _without_old_bars("".join(output["text"]))
         output = {**output, "text": text.splitlines(keepends=True)}
+    if PNG in output.get("data", {}):
+        picture = _with_few_colours("".join(output["data"][PNG]))
+        output = {**output, "data": {**output["data"], PNG: picture}}
     return output
+
+
+def _with_few_colours(encoded: str) -> str:
+    """A PNG in base64, with as few colours as a figure needs."""
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
+    if picture.mode == "P":
+        return encoded
+    few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    small = io.BytesIO()
+    few.save(small, "PNG", optimize=True)
+    return base64.b64encode(small.getvalue()).decode() + "\n"
 
 
 def _without_old_bars(text: str) -> str:

@@ -1,11 +1,14 @@
 """Saved outputs: of the code as saved, with the last state of each bar."""
 
+import base64
+import io
 import json
 
 import pytest
+from PIL import Image, ImageChops
 
 from kr1_utils.reproduce import saved_outputs
-from kr1_utils.reproduce.saved_outputs import adopt, is_current
+from kr1_utils.reproduce.saved_outputs import PNG, adopt, is_current
 
 
 def notebook(*sources, outputs=(), tags=()):
@@ -64,6 +67,29 @@ def test_a_bar_that_was_saved_piece_by_piece_is_one_bar():
     ran = notebook("a", outputs=[stream(text) for text in said])
     [output] = adopt(notebook("a"), ran)["cells"][0]["outputs"]
     assert output["text"] == [said[-1]]
+
+
+def test_pictures_are_kept_as_they_look_with_few_colours():
+    gradient = Image.linear_gradient("L").convert("RGB")
+    file = io.BytesIO()
+    gradient.save(file, "PNG")
+    encoded = base64.b64encode(file.getvalue()).decode()
+    shown = {"output_type": "display_data", "metadata": {}, "data": {PNG: encoded}}
+    [output] = adopt(notebook("a"), notebook("a", outputs=[shown]))["cells"][0][
+        "outputs"
+    ]
+    small = Image.open(io.BytesIO(base64.b64decode(output["data"][PNG])))
+    assert small.mode == "P" and small.size == gradient.size
+    most = max(
+        high
+        for _, high in ImageChops.difference(
+            small.convert("RGB"), gradient
+        ).getextrema()
+    )
+    assert most <= 256 / saved_outputs.COLOURS
+    # What was made small once stays as it is.
+    again = adopt(notebook("a"), notebook("a", outputs=[output]))["cells"][0]["outputs"]
+    assert again == [output]
 
 
 def test_the_folder_of_the_copy_is_not_shown():
