@@ -206,7 +206,14 @@ def test_two_processes_train_on_one_server_with_turns_of_their_own(server, tmp_p
             str(tmp_path),
             "server",
         ],
-        env={**os.environ, "HOW": "ddp", "SERVER": server, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "HOW": "ddp",
+            "SERVER": server,
+            "OMP_NUM_THREADS": "1",
+            # The environment is kept, and may have been made for another clone.
+            "PYTHONPATH": str(REPO),
+        },
         text=True,
         capture_output=True,
         timeout=600,
