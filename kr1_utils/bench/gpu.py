@@ -18,7 +18,13 @@ from statistics import median
 import pandas as pd
 
 from kr1_utils.bench.machine import machine_name
+from kr1_utils.engines.cpu import starting_cache
 from kr1_utils.engines.layers import layers_of
+from kr1_utils.engines.recorded import (
+    RecordableLayer,
+    register_folded_attention,
+    write_turns,
+)
 from kr1_utils.extras import missing
 from kr1_utils.files import write_text
 from kr1_utils.memory.forecast import cache_gib, config_of
@@ -36,10 +42,10 @@ from kr1_utils.profiles import resolve
 
 try:
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 except ImportError:
     torch = missing("train")
-    AutoModelForCausalLM = GenerationConfig = missing("train")
+    AutoModelForCausalLM = missing("train")
 
 MODELS = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
 SMALL_MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -344,22 +350,23 @@ def generate(task: Task) -> dict:
             config, dtype=torch.bfloat16, attn_implementation="sdpa"
         )
     model = _with_random_weights(model).eval()
+    model.set_attn_implementation(register_folded_attention())
     prompt = min(PROMPT_TOKENS, task.tokens // 2)
     ids = torch.ones(1, prompt, dtype=torch.long, device=_device())
     wanted = task.tokens - prompt
-    settings = GenerationConfig(
-        max_new_tokens=wanted,
-        min_new_tokens=wanted,
-        max_time=task.most_seconds,
-        do_sample=False,
-        pad_token_id=0,
-        use_cache=True,
-    )
+    layers = config.num_hidden_layers
+    cache = starting_cache(layers, task.tokens, [None], 0, RecordableLayer)
+    end = time.monotonic() + task.most_seconds
     written = []
 
+    def is_finished(sequences: torch.Tensor, _) -> torch.Tensor:
+        count = sequences.shape[1] - prompt
+        return torch.tensor([count == wanted or time.monotonic() > end])
+
     def write() -> None:
-        mask = torch.ones_like(ids)
-        made = model.generate(ids, attention_mask=mask, generation_config=settings)
+        made = write_turns(
+            model, ids, torch.ones_like(ids), cache, wanted, _most_probable, is_finished
+        )
         written.append(made.shape[1] - prompt)
 
     _forget_the_peak()
@@ -372,6 +379,10 @@ def generate(task: Task) -> dict:
         "tokens_per_second": count / seconds,
         "note": "" if count == wanted else f"ended by time after {count} tokens",
     }
+
+
+def _most_probable(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
 
 
 def random_model(config, step: Step):

@@ -99,7 +99,11 @@ class PreallocatedLayer(DynamicLayer):
 
 
 def starting_cache(
-    layers: int, room: int, rows: list[RowCache | None], length: int
+    layers: int,
+    room: int,
+    rows: list[RowCache | None],
+    length: int,
+    kind: type[PreallocatedLayer] = PreallocatedLayer,
 ) -> DynamicCache:
     """A cache that begins with what is known of each row.
 
@@ -109,9 +113,10 @@ def starting_cache(
         rows: one per row of the batch; None if nothing is known of it.
         length: positions that it begins with. Rows that are known less far begin with
             zeros, which the attention mask must hide.
+        kind: of layer.
     """
     cache = DynamicCache()
-    cache.layers = [PreallocatedLayer(room) for _ in range(layers)]
+    cache.layers = [kind(room) for _ in range(layers)]
     if any(row is not None for row in rows):
         for layer in range(layers):
             keys = [None if row is None else row[layer][0] for row in rows]

@@ -7,16 +7,24 @@ from weakref import WeakKeyDictionary
 
 from kr1_utils.engines.base import Generation, closes, closing_tokens
 from kr1_utils.engines.cpu import (
+    PreallocatedLayer,
     RowCache,
     register_grouped_attention,
     starting_cache,
 )
 from kr1_utils.engines.layers import Layers, check_generates, layers_of
+from kr1_utils.engines.recorded import (
+    RecordableLayer,
+    can_be_recorded,
+    register_folded_attention,
+    write_turns,
+)
 from kr1_utils.extras import missing
 
 try:
     import torch
     from peft import PeftModel
+    from transformers import DynamicCache
     from transformers.generation import (
         GenerationConfig,
         StoppingCriteria,
@@ -25,6 +33,7 @@ try:
 except ImportError:
     torch = missing("train")
     PeftModel = missing("train")
+    DynamicCache = missing("train")
     GenerationConfig = missing("train")
     StoppingCriteria = missing("train")
     StoppingCriteriaList = missing("train")
@@ -95,7 +104,7 @@ class TurnEnd(StoppingCriteria):
 
 
 class TransformersEngine:
-    """Generates with `model.generate` on a left-padded batch.
+    """Generates with `model.generate`, or by recorded steps, on a left-padded batch.
 
     Keys and values of each conversation are kept until the next call, so that a turn
     computes only what was appended since the last one. Make a new engine when the
@@ -114,6 +123,9 @@ class TransformersEngine:
         keep_cache: whether to keep keys and values from turn to turn, if the model's
             layers allow it. None does so on a CPU only, because memory is scarcer than
             time on a GPU.
+        record: whether to record a step and replay it (see `recorded`). None does so
+            on a GPU, for models where it is known to work; there it is several times as
+            fast as `model.generate`.
 
     Raises:
         ValueError: if the model is none that continues its own text.
@@ -135,6 +147,7 @@ class TransformersEngine:
         temperature: float = 1.0,
         batch_size: int = 64,
         keep_cache: bool | None = None,
+        record: bool | None = None,
     ):
         self.shaping: dict = {}
         self.on_batch: Callable[[int], object] | None = None
@@ -147,6 +160,9 @@ class TransformersEngine:
         if keep_cache is None:
             keep_cache = model.device.type == "cpu"
         self.keep_cache = keep_cache
+        if record is None:
+            record = can_be_recorded(model)
+        self.record = record
         text_config = model.config.get_text_config(decoder=True)
         self.window = getattr(text_config, "max_position_embeddings", None)
         # The ids of a conversation so far -> their keys and values.
@@ -163,7 +179,7 @@ class TransformersEngine:
         known = self.kept
         self.kept = {}
         generations = []
-        with torch.no_grad(), _ready_to_generate(self.model):
+        with torch.no_grad(), _ready_to_generate(self.model, self._attention()):
             layers = self._layers()
             for start in range(0, len(prompt_ids), self.batch_size):
                 rows = slice(start, start + self.batch_size)
@@ -181,6 +197,15 @@ class TransformersEngine:
             _LAYERS[model] = layers_of(model, self.model)
         return _LAYERS[model]
 
+    def _attention(self) -> str:
+        """What transformers calls the attention to generate with, "" for its own."""
+        if self.record:
+            return register_folded_attention()
+        model = self.model
+        if model.device.type == "cpu" and model._can_set_attn_implementation():
+            return register_grouped_attention()
+        return ""
+
     def _batch(
         self,
         prompts: list[list[int]],
@@ -197,39 +222,70 @@ class TransformersEngine:
         known_lengths = _known_lengths(prompts, known)
         past = max(known_lengths)
         ids, attention = left_pad(prompts, known_lengths, self._filler())
+        ids = ids.to(self.model.device)
+        attention = attention.to(self.model.device)
         prompt_length = ids.shape[1]
-        keep_cache = self.keep_cache and layers.see_all
-        more = {}
+        # Recorded steps take one choice of the token, and layers that see all.
+        record = self.record and layers.see_all and not self.shaping
+        cache = None
         if layers.see_all:
             rows = [
                 known.get(tuple(prompt[:length]))
                 for prompt, length in zip(prompts, known_lengths)
             ]
-            room = prompt_length + max(limits)
-            more["past_key_values"] = starting_cache(
-                len(layers.memory), room, rows, past
+            cache = starting_cache(
+                len(layers.memory),
+                prompt_length + max(limits),
+                rows,
+                past,
+                RecordableLayer if record else PreallocatedLayer,
             )
-        part = None
-        if layers.only_attention and not keep_cache:
-            part = PREFILL
         turn_end = TurnEnd(self.tokenizer, self.end_of_turn, limits, prompt_length)
-        attention = attention.to(self.model.device)
-        made = self.model.generate(
-            ids.to(self.model.device),
+        if record:
+            sequences = write_turns(
+                self.model, ids, attention, cache, max(limits), self._choose, turn_end
+            )
+        else:
+            sequences = self._generate(ids, attention, cache, layers, turn_end)
+        # The last token was sampled, but not looked at.
+        self.computed += sequences[:, past:-1].numel()
+        sampled = sequences[:, prompt_length:].tolist()
+        turns = [row[:length] for row, length in zip(sampled, turn_end.length)]
+        if self.keep_cache and layers.see_all:
+            self._keep(prompts, turns, attention.bool(), cache)
+        return turns
+
+    def _generate(
+        self,
+        ids: torch.Tensor,
+        attention: torch.Tensor,
+        cache: DynamicCache | None,
+        layers: Layers,
+        turn_end: TurnEnd,
+    ) -> torch.Tensor:
+        """Prompts and what transformers samples after them (B, T)."""
+        part = None
+        if layers.only_attention and not (self.keep_cache and layers.see_all):
+            part = PREFILL
+        most = int(turn_end.limits.max())
+        return self.model.generate(
+            ids,
             attention_mask=attention,
-            generation_config=self._generation_config(max(limits), part),
+            generation_config=self._generation_config(most, part),
             # Each process has all the weights, so none waits for the tokens of another.
             synced_gpus=False,
             stopping_criteria=StoppingCriteriaList([turn_end]),
-            **more,
-        )
-        # The last token was sampled, but not looked at.
-        self.computed += made.sequences[:, past:-1].numel()
-        sampled = made.sequences[:, prompt_length:].tolist()
-        turns = [row[:length] for row, length in zip(sampled, turn_end.length)]
-        if keep_cache:
-            self._keep(prompts, turns, attention.bool(), made.past_key_values)
-        return turns
+            **({} if cache is None else {"past_key_values": cache}),
+        ).sequences
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next tokens (B,) by their logits (B, V)."""
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        p = (logits.float() / self.temperature).softmax(-1)
+        # The first of several exponential waiting times is i's with probability p_i.
+        # Unlike torch.multinomial, this never waits for the GPU.
+        return (p / torch.empty_like(p).exponential_()).argmax(-1)
 
     def _filler(self) -> int:
         """What stands where a row is padded. It is masked out, so any id would do."""
@@ -299,12 +355,11 @@ def _without_peft(model):
 
 
 @contextmanager
-def _ready_to_generate(model):
-    """The model in evaluation mode and, on a CPU, with the attention that is fast
-    there; afterwards as it was."""
+def _ready_to_generate(model, fast: str):
+    """The model in evaluation mode, with the attention `fast`, if any, instead of
+    transformers' `sdpa`; afterwards as it was."""
     was_training = model.training
     attention = _attention_of(model.config)
-    on_cpu = model.device.type == "cpu" and model._can_set_attn_implementation()
     config = model.config.get_text_config(decoder=True)
     # A mixture of experts that is asked for its router's loss computes it from the mask
     # of the whole conversation, and fails where keys and values are kept.
@@ -312,10 +367,9 @@ def _ready_to_generate(model):
     if router_logits:
         config.output_router_logits = False
     model.eval()
-    if on_cpu:
-        grouped = register_grouped_attention()
+    if fast:
         model.set_attn_implementation(
-            {part: grouped for part, name in attention.items() if name == "sdpa"}
+            {part: fast for part, name in attention.items() if name == "sdpa"}
         )
     try:
         yield
@@ -323,7 +377,7 @@ def _ready_to_generate(model):
         model.train(was_training)
         if router_logits:
             config.output_router_logits = router_logits
-        if on_cpu:
+        if fast:
             model.set_attn_implementation(attention)
 
 
