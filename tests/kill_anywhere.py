@@ -48,6 +48,9 @@ CELLS = {
     "evaluation": ("04", "answer(base, questions)", "summary.json"),
 }
 PLACES = (*CELLS, "between")
+# After the last kill there, the run goes on through all notebooks. Elsewhere it ends
+# with the notebook that was killed: where what this one makes is equal, so is the rest.
+TO_THE_END = ("saving", "between")
 MADE = {
     "01": ["retrieval.json", "index"],
     "03": [
@@ -417,10 +420,10 @@ class Killer:
             if row["kills"] < kills:
                 result = self.attempt(place, spans)
             else:
-                # The last one runs to the end of all notebooks.
-                self.finish()
+                self.finish("" if place in TO_THE_END else CELLS[place][0])
                 result = "ended"
-                numbers = list(MADE)
+                if place in TO_THE_END:
+                    numbers = list(MADE)
             if not self.went_on(kept):
                 print(place, "did again what was complete", flush=True)
                 all_resumed = False
