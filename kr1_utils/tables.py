@@ -46,6 +46,14 @@ OTHER_REWARDS = {
     "and 0.3 for the share of the evidence found": "tiny_evidence",
 }
 
+# What `kr1 bench gpu` measures -> its name in a table.
+GPU_TASKS = {
+    "small": "a training step",
+    "memory": "a training step",
+    "train": "a training step, of three",
+    "generate": "one text written",
+}
+
 # Passages of Wikipedia 2018, the corpus of the original.
 WIKIPEDIA_PASSAGES = 21_015_324
 
@@ -731,6 +739,36 @@ def gpu_memory() -> str:
     return markdown(header, rows)
 
 
+def gpu_memory_measured() -> str:
+    """GPU memory and time of training steps, measured, beside the forecast."""
+    rows = []
+    for row in pd.read_csv(REFERENCE / "bench_gpu.csv").to_dict("records"):
+        way = row["log_probabilities"]
+        rows.append(
+            [
+                GPU_TASKS[row["what"]],
+                row["model"].removeprefix("Qwen/").removesuffix("-Instruct"),
+                f"{row['rows']} × {row['tokens']:,}",
+                "–" if pd.isna(way) else way,
+                f"{row['measured_gib']:.1f}",
+                f"{row['simulated_gib']:.1f}",
+                f"{row['measured_gib'] / row['simulated_gib']:.2f}",
+                f"{row['seconds']:.2f}",
+            ]
+        )
+    header = [
+        "what",
+        "shape of",
+        "rows × tokens",
+        "log-probabilities",
+        "measured, GiB",
+        "simulated, GiB",
+        "ratio",
+        "seconds",
+    ]
+    return markdown(header, rows)
+
+
 def kills() -> str:
     """Runs that were killed at random moments, and how many ended as others do."""
     table = pd.read_csv(REFERENCE / "kills.csv")
@@ -771,6 +809,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "busy machine": busy_machine,
     "micro-batches": micro_batches,
     "GPU memory": gpu_memory,
+    "GPU memory, measured": gpu_memory_measured,
     "kills": kills,
 }
 

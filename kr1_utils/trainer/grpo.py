@@ -262,8 +262,10 @@ class KnowledgeGRPOTrainer(
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
             whole_weights(model),
         ):
+            # Recorded steps were measured on a GPU alone. In the one try of a training
+            # beside them its memory ran out, and nobody knows yet why.
             engine = TransformersEngine(
-                model, self.processing_class, end_of_turn, temperature
+                model, self.processing_class, end_of_turn, temperature, record=False
             )
             engine.shaping = self._shaping()
             yield engine

@@ -237,3 +237,11 @@ def test_json_has_null_for_what_was_not_measured(on_a_cpu, measured, capsys):
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["what"] for row in rows] == ["small", "memory", "train", "generate"]
     assert {row["tokens_per_second"] for row in rows} == {None}
+
+
+def test_what_a_gpu_took_is_what_was_forecast():
+    """What the READMEs say: at most 3 % more, in every row."""
+    table = pd.read_csv(REPO / "data/reference/bench_gpu.csv")
+    assert len(table) >= 25 and table["note"].isna().all()
+    ratio = table["measured_gib"] / table["simulated_gib"]
+    assert ratio.between(1, 1.03).all(), ratio
