@@ -322,10 +322,10 @@ class Killer:
         by itself.
 
         Args:
-            spans: for the place "checkpoint", the seconds within which it is killed; it
-                is shortened here after each miss."""
+            spans: for the places "checkpoint" and "between", the seconds within which
+                it is killed; they are shortened here after each miss."""
         if place == "between":
-            hit, landed = self._attempt_between()
+            hit, landed = self._attempt_between(spans)
         elif place == "checkpoint":
             hit, landed = self._attempt_checkpoint(spans)
         else:
@@ -338,7 +338,7 @@ class Killer:
             return "killed"
         return "missed" if hit else "ended"
 
-    def _attempt_between(self) -> tuple[bool, bool]:
+    def _attempt_between(self, spans: dict) -> tuple[bool, bool]:
         """Kill after a notebook, before the next one executes a cell.
 
         Returns:
@@ -351,12 +351,16 @@ class Killer:
         number = waiting[0] if waiting else NUMBERS[-1]
         run = self.start()
         file = self.out / f"{number}.ipynb"
-        hit = self.wait(run, lambda: self.fresh(file), self.random.uniform(0, 2))
+        # A kernel needs about a second until it executes.
+        span = spans.setdefault("between", 1.0)
+        hit = self.wait(run, lambda: self.fresh(file), self.random.uniform(0, span))
         landed = hit and self.kill(run)
         following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
         cells = code_cells(following) if self.fresh(following) else []
-        executes = any(cell["execution_count"] for cell in cells)
-        return hit, landed and not executes
+        landed = landed and not any(cell["execution_count"] for cell in cells)
+        if hit and not landed:
+            spans["between"] *= 0.7
+        return hit, landed
 
     def _attempt_checkpoint(self, spans: dict) -> tuple[bool, bool]:
         """Kill while one of the checkpoints, chosen by chance, is written."""
