@@ -48,9 +48,6 @@ CELLS = {
     "evaluation": ("04", "answer(base, questions)", "summary.json"),
 }
 PLACES = (*CELLS, "between")
-# After the last kill there, the run goes on through all notebooks. Elsewhere it ends
-# with the notebook that was killed: where what this one makes is equal, so is the rest.
-TO_THE_END = ("saving", "between")
 MADE = {
     "01": ["retrieval.json", "index"],
     "03": [
@@ -351,8 +348,8 @@ class Killer:
         number = waiting[0] if waiting else NUMBERS[-1]
         run = self.start()
         file = self.out / f"{number}.ipynb"
-        # A kernel needs about a second until it executes.
-        span = spans.setdefault("between", 1.0)
+        # How soon a kernel executes its first cell depends on the machine.
+        span = spans.setdefault("between", 2.0)
         hit = self.wait(run, lambda: self.fresh(file), self.random.uniform(0, span))
         landed = hit and self.kill(run)
         following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
@@ -424,10 +421,10 @@ class Killer:
             if row["kills"] < kills:
                 result = self.attempt(place, spans)
             else:
-                self.finish("" if place in TO_THE_END else CELLS[place][0])
+                # The last one runs to the end of all notebooks.
+                self.finish()
                 result = "ended"
-                if place in TO_THE_END:
-                    numbers = list(MADE)
+                numbers = list(MADE)
             if not self.went_on(kept):
                 print(place, "did again what was complete", flush=True)
                 all_resumed = False

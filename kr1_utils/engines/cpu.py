@@ -55,13 +55,21 @@ def grouped_attention(module, query, key, value, attention_mask, **kwargs):
 
 
 def register_grouped_attention() -> str:
-    """Make `grouped_attention` known to transformers, and return its name there.
+    """Make `grouped_attention` known to transformers, and return its name there."""
+    return register_attention(GROUPED_ATTENTION, grouped_attention)
+
+
+def register_attention(name: str, attention) -> str:
+    """Make an attention that takes the masks of `sdpa` known to transformers.
 
     Registering it again changes nothing.
+
+    Returns:
+        its name.
     """
-    AttentionInterface.register(GROUPED_ATTENTION, grouped_attention)
-    AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
-    return GROUPED_ATTENTION
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name
 
 
 class PreallocatedLayer(DynamicLayer):

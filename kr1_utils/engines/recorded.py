@@ -8,21 +8,15 @@ the same memory each time, so all that a step needs lies in tensors of fixed siz
 
 from collections.abc import Callable
 
-from kr1_utils.engines.cpu import PreallocatedLayer
+from kr1_utils.engines.cpu import PreallocatedLayer, register_attention
 from kr1_utils.extras import missing
 
 try:
     import torch
-    from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+    from transformers import DynamicCache
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
 except ImportError:
-    torch = missing("train")
-    AttentionInterface = missing("train")
-    AttentionMaskInterface = missing("train")
-    DynamicCache = missing("train")
-    sdpa_attention_forward = missing("train")
-    sdpa_mask = missing("train")
+    torch = DynamicCache = sdpa_attention_forward = missing("train")
 
 # Models whose step does the same work whatever the tokens are. A mixture of experts,
 # for one, does not.
@@ -95,13 +89,8 @@ def folded_attention(module, query, key, value, attention_mask, **kwargs):
 
 
 def register_folded_attention() -> str:
-    """Make `folded_attention` known to transformers, and return its name there.
-
-    Registering it again changes nothing.
-    """
-    AttentionInterface.register(FOLDED_ATTENTION, folded_attention)
-    AttentionMaskInterface.register(FOLDED_ATTENTION, sdpa_mask)
-    return FOLDED_ATTENTION
+    """Make `folded_attention` known to transformers, and return its name there."""
+    return register_attention(FOLDED_ATTENTION, folded_attention)
 
 
 class RecordableLayer(PreallocatedLayer):

@@ -124,8 +124,7 @@ class TransformersEngine:
             layers allow it. None does so on a CPU only, because memory is scarcer than
             time on a GPU.
         record: whether to record a step and replay it (see `recorded`). None does so
-            on a GPU, for models where it is known to work; there it is several times as
-            fast as `model.generate`.
+            on a GPU, for models where every step does the same work.
 
     Raises:
         ValueError: if the model is none that continues its own text.

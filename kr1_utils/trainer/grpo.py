@@ -262,8 +262,8 @@ class KnowledgeGRPOTrainer(
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
             whole_weights(model),
         ):
-            # Recorded steps were measured on a GPU alone. In the one try of a training
-            # beside them its memory ran out, and nobody knows yet why.
+            # In the one try on a GPU, training ran out of memory after a recorded
+            # rollout, for a reason that was not found.
             engine = TransformersEngine(
                 model, self.processing_class, end_of_turn, temperature, record=False
             )
