@@ -113,13 +113,13 @@ def _length_of_common_start(rows: list[list[int]]) -> int:
     return length
 
 
-def weigh(model, points: list[DecisionPoint], batch_size: int = 64) -> list[dict]:
+def weigh(model, points: list[DecisionPoint], batch_size: int = 32) -> list[dict]:
     """The model's probability of each choice at each point.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal language model of transformers, with a cache of keys and values.
         points: from `decision_points`.
-        batch_size: phrases in one forward pass.
+        batch_size: points in one forward pass.
 
     Returns:
         One row per point, in order: `type`, `searches`, and a probability, summed over
@@ -130,47 +130,67 @@ def weigh(model, points: list[DecisionPoint], batch_size: int = 64) -> list[dict
         {"type": p.type, "searches": p.searches, **dict.fromkeys(CHOICES, 0.0)}
         for p in points
     ]
-    phrases = [
-        (number, choice, point.context, ids)
-        for number, point in enumerate(points)
-        for choice, ids in point.phrases
-    ]
     # Of about one length, so that little is padding.
-    phrases.sort(key=lambda phrase: len(phrase[2]))
+    order = sorted(range(len(points)), key=lambda number: len(points[number].context))
     was_training = model.training
     model.eval()
-    for start in range(0, len(phrases), batch_size):
-        batch = phrases[start : start + batch_size]
-        found = _probabilities(model, [(context, ids) for _, _, context, ids in batch])
-        for (number, choice, _, _), probability in zip(batch, found):
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        # Which row each phrase belongs to, and what it decides.
+        decided = [
+            (number, choice) for number in batch for choice, _ in points[number].phrases
+        ]
+        with torch.no_grad():
+            found = _phrase_probabilities(model, [points[number] for number in batch])
+        for (number, choice), probability in zip(decided, found):
             rows[number][choice] += probability
     model.train(was_training)
     return rows
 
 
-def _probabilities(model, batch: list[tuple[tuple, tuple]]) -> list[float]:
-    """Of each row's last ids, given the context before them."""
-    width = max(len(context) + len(ids) for context, ids in batch)
-    longest = max(len(ids) for _, ids in batch)
-    input_ids = torch.zeros(len(batch), width, dtype=torch.long)
-    seen = torch.zeros_like(input_ids)
-    wanted = torch.zeros(len(batch), longest, dtype=torch.bool)
-    for row, (context, ids) in enumerate(batch):
-        whole = torch.tensor(context + ids)
-        input_ids[row, -len(whole) :] = whole
-        seen[row, -len(whole) :] = 1
-        wanted[row, -len(ids) :] = True
-    input_ids, seen, wanted = (x.to(model.device) for x in (input_ids, seen, wanted))
-    with torch.no_grad():
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=seen,
-            position_ids=(seen.cumsum(1) - 1).clamp(min=0),
-            logits_to_keep=longest + 1,
-        ).logits[:, :-1]
-    targets = input_ids[:, -longest:, None]
-    log_probabilities = logits.float().log_softmax(-1).gather(-1, targets)[..., 0]
+def _phrase_probabilities(model, points: list[DecisionPoint]) -> list[float]:
+    """Of each phrase of each point, given the point's context.
+
+    A context is read once: its phrases share the keys and values.
+    """
+    contexts, seen = _padded([p.context for p in points], model.device, on_left=True)
+    read = model(
+        input_ids=contexts,
+        attention_mask=seen,
+        position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    # The row of the context that each phrase goes on from.
+    origin = [row for row, p in enumerate(points) for _ in p.phrases]
+    origin = torch.tensor(origin, device=model.device)
+    read.past_key_values.batch_select_indices(origin)
+    phrases, wanted = _padded(
+        [ids for p in points for _, ids in p.phrases], model.device
+    )
+    length = seen.sum(1)[origin]
+    gone_on = model(
+        input_ids=phrases,
+        attention_mask=torch.cat([seen[origin], wanted], 1),
+        position_ids=length[:, None] + torch.arange(phrases.shape[1]).to(length),
+        past_key_values=read.past_key_values,
+    )
+    # (phrases, ids, vocabulary): what was expected before each of a phrase's ids.
+    logits = torch.cat([read.logits[origin], gone_on.logits[:, :-1]], 1).float()
+    log_probabilities = logits.log_softmax(-1).gather(-1, phrases[..., None])[..., 0]
     return (log_probabilities * wanted).sum(1).exp().tolist()
+
+
+def _padded(rows: list[tuple[int, ...]], device, on_left: bool = False):
+    """Rows of ids as one tensor, and a mask that is 1 where an id is one of theirs."""
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        place = slice(width - len(row), None) if on_left else slice(len(row))
+        ids[number, place] = torch.tensor(row)
+        mask[number, place] = 1
+    return ids.to(device), mask.to(device)
 
 
 def by_type(rows: list[dict]) -> list[dict]:

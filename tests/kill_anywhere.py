@@ -11,6 +11,7 @@ that a checkpoint covers may be done again ("resumed"), and everything is compar
 exactly, except seconds and memory ("equal")."""
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -136,6 +137,13 @@ def lives(pid: int) -> bool:
     return status.split()[0] != "Z"
 
 
+def send_all(pids: list[int], sign: signal.Signals) -> None:
+    """Send a signal to those of these processes that are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, sign)
+
+
 class Killer:
     """Runs, kills and compares in one folder.
 
@@ -155,7 +163,8 @@ class Killer:
         self.sets = [
             f"--set={key}={json.dumps(value)}" for key, value in settings.items()
         ]
-        self.checkpoints = settings["max_steps"] // settings["save_steps"]
+        self.save_steps = settings["save_steps"]
+        self.checkpoints = settings["max_steps"] // self.save_steps
         self._write_data()
 
     def _write_data(self) -> None:
@@ -217,10 +226,9 @@ class Killer:
         shutil.rmtree(self.out, ignore_errors=True)
         shutil.copytree(self.folder / f"before{number}", self.out)
 
-    def kill(self, run: subprocess.Popen) -> bool:
-        """SIGKILL for its process group; whether it still ran."""
+    def kill(self, run: subprocess.Popen) -> None:
+        """SIGKILL for its process group."""
         family = descendants(run.pid)
-        running = run.poll() is None
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
         until = time.monotonic() + 5
@@ -228,7 +236,22 @@ class Killer:
             if time.monotonic() > until:
                 raise RuntimeError("A process of the killed run goes on.")
             time.sleep(0.005)
-        return running
+
+    def kill_if(self, run: subprocess.Popen, is_the_moment) -> bool:
+        """Hold the run where it is and look: kill it if this is the moment for it, or
+        let it go on.
+
+        Returns:
+            whether it was killed."""
+        if run.poll() is not None:
+            return False
+        family = [run.pid, *descendants(run.pid)]
+        send_all(family, signal.SIGSTOP)
+        if is_the_moment():
+            self.kill(run)
+            return True
+        send_all(family, signal.SIGCONT)
+        return False
 
     def wait(self, run: subprocess.Popen, ready, seconds: float) -> bool:
         """Wait until `ready()`, and these seconds after it; False if the run ends
@@ -284,6 +307,11 @@ class Killer:
             return set()
         return {folder.name for folder in folders if not is_whole(folder)}
 
+    def being_written(self) -> set[str]:
+        """Checkpoints of which this attempt has written a part."""
+        folder = self.out / "training"
+        return {name for name in self.half_written() if self.fresh(folder / name)}
+
     def complete(self) -> tuple[dict, list[str]]:
         """What is done, and must not be done again.
 
@@ -314,76 +342,70 @@ class Killer:
 
     # --- killing ---
 
-    def attempt(self, place: str, spans: dict) -> str:
-        """Start the command and kill it in this place: "killed", "missed", or "ended"
-        by itself.
-
-        Args:
-            spans: for the places "checkpoint" and "between", the seconds within which
-                it is killed; they are shortened here after each miss."""
-        if place == "between":
-            hit, landed = self._attempt_between(spans)
-        elif place == "checkpoint":
-            hit, landed = self._attempt_checkpoint(spans)
-        else:
-            hit, landed = self._attempt_inside(place)
-        if hit and self.run.poll() is None:
-            self.kill(self.run)
-        if not hit and self.run.returncode != 0:
-            self._stopped()
-        if landed:
-            return "killed"
-        return "missed" if hit else "ended"
-
-    def _attempt_between(self, spans: dict) -> tuple[bool, bool]:
-        """Kill after a notebook, before the next one executes a cell.
+    def attempt(self, place: str) -> bool:
+        """Start the command and kill it in this place.
 
         Returns:
-            whether there was a moment to kill, and whether it was the right one."""
-        waiting = [
+            False if it ended by itself before there was a moment to kill it."""
+        if place == "between":
+            killed = self._kill_between()
+        elif place == "checkpoint":
+            killed = self._kill_in_checkpoint()
+        else:
+            killed = self._kill_inside(place)
+        if not killed and self.run.wait() != 0:
+            self._stopped()
+        return killed
+
+    def _kill_between(self) -> bool:
+        """Kill after the first notebook that is left, before the next one executes a
+        cell; or, where that was missed, after the next."""
+        left = [
             number
             for number in NUMBERS
             if not (self.out / ".done" / f"{number}.json").exists()
         ]
-        number = waiting[0] if waiting else NUMBERS[-1]
         run = self.start()
-        file = self.out / f"{number}.ipynb"
-        # How soon a kernel executes its first cell depends on the machine.
-        span = spans.setdefault("between", 2.0)
-        hit = self.wait(run, lambda: self.fresh(file), self.random.uniform(0, span))
-        landed = hit and self.kill(run)
-        following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
-        cells = code_cells(following) if self.fresh(following) else []
-        landed = landed and not any(cell["execution_count"] for cell in cells)
-        if hit and not landed:
-            spans["between"] *= 0.7
-        return hit, landed
+        for number in left:
+            file = self.out / f"{number}.ipynb"
+            following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
+            # A kernel starts for some seconds before it executes its first cell.
+            seconds = self.random.uniform(0, 2.0)
+            self.wait(run, lambda file=file: self.fresh(file), seconds)
+            if self.kill_if(run, lambda cells=following: not self.executed(cells)):
+                return True
+        return False
 
-    def _attempt_checkpoint(self, spans: dict) -> tuple[bool, bool]:
-        """Kill while one of the checkpoints, chosen by chance, is written."""
-        before = self.half_written()
-        skip = self.random.randrange(self.checkpoints)
+    def executed(self, file: Path) -> bool:
+        """Whether this attempt has executed a cell of this notebook."""
+        cells = code_cells(file) if self.fresh(file) else []
+        return any(cell["execution_count"] for cell in cells)
+
+    def _kill_in_checkpoint(self) -> bool:
+        """Kill while one of the checkpoints that are left, chosen by chance, is
+        written."""
+        _, steps = self.complete()
+        left = self.checkpoints - len(steps) // self.save_steps
+        skip = self.random.randrange(max(left, 1))
         seen = set()
         run = self.start("03")
 
         def ready():
-            if self.fresh(self.out / "training"):
-                seen.update(self.half_written() - before)
-            return len(seen) > skip and self.half_written()
+            writing = self.being_written()
+            seen.update(writing)
+            return len(seen) > skip and writing
 
-        span = spans.setdefault("checkpoint", 0.05)
-        hit = self.wait(run, ready, self.random.uniform(0, span))
-        landed = hit and self.kill(run) and bool(self.half_written())
-        if hit and not landed:
-            spans["checkpoint"] *= 0.7
-        return hit, landed
+        while self.wait(run, ready, self.random.uniform(0, 0.05)):
+            if self.kill_if(run, self.being_written):
+                return True
+        return False
 
-    def _attempt_inside(self, place: str) -> tuple[bool, bool]:
+    def _kill_inside(self, place: str) -> bool:
         """Kill while the cells of this place are executed."""
         run = self.start(CELLS[place][0])
         seconds = self.random.uniform(0, self.length(place))
-        hit = self.wait(run, lambda: self.inside(place), seconds)
-        return hit, hit and self.inside(place) and self.kill(run)
+        self.wait(run, lambda: self.inside(place), seconds)
+        return self.kill_if(run, lambda: self.inside(place))
 
     def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
         """Kill this many runs in this place; each goes on until it ends, and is
@@ -404,32 +426,31 @@ class Killer:
 
     def _torment(self, place: str, kills: int, killed) -> dict:
         row = {"place": place, "kills": 0, "resumed": 0, "equal": 0}
-        spans = {}
         while row["kills"] < kills:
             self.restore("01" if place == "between" else CELLS[place][0])
-            self._chain(place, kills, row, spans, killed)
+            self._chain(place, kills, row, killed)
         return row
 
-    def _chain(self, place: str, kills: int, row: dict, spans: dict, killed) -> None:
+    def _chain(self, place: str, kills: int, row: dict, killed) -> None:
         """Kill one run again and again until it ends by itself, and compare it."""
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
         in_chain = 0
         all_resumed = True
         kept = self.complete()
-        result = ""
-        while result != "ended":
+        goes_on = True
+        while goes_on:
             if row["kills"] < kills:
-                result = self.attempt(place, spans)
+                goes_on = self.attempt(place)
             else:
                 # The last one runs to the end of all notebooks.
                 self.finish()
-                result = "ended"
+                goes_on = False
                 numbers = list(MADE)
             if not self.went_on(kept):
                 print(place, "did again what was complete", flush=True)
                 all_resumed = False
             kept = self.complete()
-            if result == "killed":
+            if goes_on:
                 in_chain += 1
                 row["kills"] += 1
                 killed()

@@ -308,7 +308,7 @@ def test_a_run_interrupted_in_training_goes_on_where_it_was(tmp_path):
     # Bars, and one sentence: no traceback of the kernel's sockets.
     said = [line for line in first.stderr.read().splitlines() if line.strip()]
     assert said[-1] == "Interrupted: the same command goes on from here."
-    assert all(line.startswith("GRPO:") for line in said[:-1])
+    assert [line for line in said[:-1] if not line.startswith("GRPO:")] == []
     assert any((tmp_path / "training").glob("checkpoint-*"))
     again = kr1(*words)
     assert again.returncode == 0, again.stderr
