@@ -1,6 +1,5 @@
 """Owns the forecast: the GPU memory that a run will need, before anything is rented."""
 
-import functools
 import sys
 from collections.abc import Callable
 
@@ -43,6 +42,9 @@ MLP_BYTES_PER_WIDTH = 7 * 2
 
 # Tokens of a row, where the model has no limit.
 NO_WINDOW = 2**20
+
+# What was simulated in this process, by the model's config and the step.
+_SIMULATED: dict[tuple[str, str], LiveBytes] = {}
 
 # Configs of models that are too large to ship.
 CONFIGS = REPO / "data" / "reference" / "configs"
@@ -255,9 +257,8 @@ def forecast(
     window = _window(config) - PROMPT_TOKENS
     _check_tokens(profile, tokens, window)
 
-    @functools.cache
     def simulated(length: int) -> LiveBytes:
-        return simulate(config, step_of(profile, length, zero, num_gpus))
+        return _simulated_once(config, step_of(profile, length, zero, num_gpus))
 
     training = simulated(tokens)
     states = training.at_peak
@@ -286,6 +287,15 @@ def forecast(
         "sampling": sampled,
         "timeline": training.timeline,
     }
+
+
+def _simulated_once(config, step: Step) -> LiveBytes:
+    """`simulate`, or what it said before of the same model and step: many questions
+    about one profile differ only in the GPU."""
+    key = (config.to_json_string(use_diff=False), repr(step))
+    if key not in _SIMULATED:
+        _SIMULATED[key] = simulate(config, step)
+    return _SIMULATED[key]
 
 
 def _window(config) -> int:
