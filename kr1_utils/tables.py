@@ -355,23 +355,36 @@ def smol_stages() -> str:
         _lines(f"smol_2wiki_{stage}.jsonl")
         for stage in ("untouched", "cold_start", "grpo")
     ]
-    rows = []
-    for label, key, digits in (
-        ("format valid", "format", 2),
-        ("exact match", "em", 2),
-        ("F1", "f1", 2),
-        ("searches", "searches", 2),
-        ("sampled tokens per conversation", "sampled_length", 0),
-    ):
-        cells = [
-            _interval_unless_equal([p[key] for p in stage], digits) for stage in stages
-        ]
-        rows.append([label, *cells])
+    rows = _rows_of_stages(stages)
     _, cold_start, grpo = stages
     gains = [b["em"] - a["em"] for a, b in zip(cold_start, grpo, strict=True)]
     gain = _interval(gains)
     rows.append(["exact match gained by GRPO, paired", "–", "–", gain])
     return markdown(["", "untouched", "after the cold start", "after GRPO"], rows)
+
+
+def half_stages() -> str:
+    """`half` untouched and after the cold start."""
+    stages = [
+        _lines(f"half_2wiki_{stage}.jsonl") for stage in ("untouched", "cold_start")
+    ]
+    header = ["", "untouched", "after the cold start"]
+    return markdown(header, _rows_of_stages(stages))
+
+
+def _rows_of_stages(stages: list[list[dict]]) -> list[list[str]]:
+    """A row for each measure, with a cell for the answers of each stage."""
+    return [
+        [label]
+        + [_interval_unless_equal([p[key] for p in stage], digits) for stage in stages]
+        for label, key, digits in (
+            ("format valid", "format", 2),
+            ("exact match", "em", 2),
+            ("F1", "f1", 2),
+            ("searches", "searches", 2),
+            ("sampled tokens per conversation", "sampled_length", 0),
+        )
+    ]
 
 
 # --- the tables: the ladder, and where it fails ---
@@ -796,6 +809,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiny, habits": tiny_habits,
     "SmolLM2, stages": smol_stages,
     "SmolLM2, ladder": smol_ladder,
+    "half, stages": half_stages,
     "outcomes": outcomes,
     "recall": recall,
     "mined questions": mining_counts,

@@ -39,6 +39,8 @@ PREDICTIONS = [
     "smol_2wiki_untouched.jsonl",
     "smol_2wiki_cold_start.jsonl",
     "smol_2wiki_grpo.jsonl",
+    "half_2wiki_untouched.jsonl",
+    "half_2wiki_cold_start.jsonl",
 ]
 
 
