@@ -231,6 +231,9 @@ class Killer:
         family = descendants(run.pid)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
+        # A kernel that was held before it asked to end with its parent has yet to see
+        # that it is alone.
+        send_all(family, signal.SIGCONT)
         until = time.monotonic() + 5
         while any(map(lives, family)):
             if time.monotonic() > until:
