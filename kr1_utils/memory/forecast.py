@@ -17,15 +17,15 @@ from kr1_utils.memory.simulate import (
     Step,
     simulate,
 )
-from kr1_utils.models import locate, lora_config
+from kr1_utils.models import locate, lora_config, read_config
 from kr1_utils.profiles import Profile
 
 try:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 except ImportError:
     torch = missing("train")
-    AutoConfig = AutoModelForCausalLM = missing("train")
+    AutoModelForCausalLM = missing("train")
 
 # CUDA's context and libraries, fragmentation, what vLLM keeps while it sleeps: an
 # allowance, not simulated.
@@ -59,9 +59,9 @@ def config_of(model: str):
         ValueError: if it has an encoder and a decoder.
     """
     shipped = CONFIGS / f"{model.rsplit('/', 1)[-1]}.json"
-    source = shipped if shipped.exists() else locate(model)
+    source = str(shipped) if shipped.exists() else locate(model)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = read_config(source)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
