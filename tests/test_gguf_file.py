@@ -9,6 +9,7 @@ from gguf.quants import dequantize, quantize
 from helpers import GGUF_SPECIAL, gguf_tokens, small_model, write_gguf
 
 from kr1_utils import gguf_file, models, protocol
+from kr1_utils.memory.forecast import config_of
 from kr1_utils.protocol import ChatFormat
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -212,3 +213,11 @@ def test_gguf_file_that_is_nowhere_is_refused_in_one_sentence(monkeypatch):
 def test_config_of_a_gguf_file_is_read_without_its_weights(file):
     config = models.read_config(file)
     assert (config.model_type, config.num_hidden_layers) == ("llama", 2)
+
+
+def test_the_forecast_reads_the_files_config(tmp_path):
+    made_from = small_model("qwen2")
+    file = str(write_gguf(tmp_path / "a.gguf", made_from))
+    config = config_of(file)
+    assert config.model_type == "qwen2"
+    assert config.num_hidden_layers == made_from.config.num_hidden_layers
