@@ -1,6 +1,6 @@
 """Owns the tables of results: made from data/reference, put between markers.
 
-`python -m kr1_utils.tables` writes them into README.md (one of them) and
+`python -m kr1_utils.tables` writes them into README.md (two of them) and
 data/reference/README.md (all). A table stands there between two lines:
 
     <!-- table: NAME -->
@@ -45,6 +45,9 @@ OTHER_REWARDS = {
     "searches cost nothing": "tiny_no_cost",
     "and 0.3 for the share of the evidence found": "tiny_evidence",
 }
+
+# The stages of a pretrained model.
+STAGES = ("untouched", "after the cold start", "after GRPO")
 
 # What `kr1 bench gpu` measures -> its name in a table.
 GPU_TASKS = {
@@ -360,7 +363,7 @@ def smol_stages() -> str:
     gains = [b["em"] - a["em"] for a, b in zip(cold_start, grpo, strict=True)]
     gain = _interval(gains)
     rows.append(["exact match gained by GRPO, paired", "–", "–", gain])
-    return markdown(["", "untouched", "after the cold start", "after GRPO"], rows)
+    return markdown(["", *STAGES], rows)
 
 
 def half_stages() -> str:
@@ -368,8 +371,27 @@ def half_stages() -> str:
     stages = [
         _lines(f"half_2wiki_{stage}.jsonl") for stage in ("untouched", "cold_start")
     ]
-    header = ["", "untouched", "after the cold start"]
-    return markdown(header, _rows_of_stages(stages))
+    return markdown(["", *STAGES[:2]], _rows_of_stages(stages))
+
+
+def real_text() -> str:
+    """Both models that read Wikipedia, on the same questions, at each stage."""
+    stages = ("untouched", "cold_start", "grpo")
+    rows = []
+    for name, profile in (("SmolLM2-135M", "smol"), ("Qwen2.5-Coder-0.5B", "half")):
+        files = [REFERENCE / f"{profile}_2wiki_{stage}.jsonl" for stage in stages]
+        answers = [_lines(file.name) if file.exists() else None for file in files]
+        for label, key in (("exact match", "em"), ("searches", "searches")):
+            rows.append([f"{name}: {label}"] + [_cell(run, key) for run in answers])
+    header = ["100 questions of 2WikiMultihopQA", *STAGES]
+    return markdown(header, rows)
+
+
+def _cell(predictions: list[dict] | None, key: str) -> str:
+    """The mean with its interval, or that there is no such run."""
+    if predictions is None:
+        return "not run"
+    return _interval_unless_equal([row[key] for row in predictions])
 
 
 def _rows_of_stages(stages: list[list[dict]]) -> list[list[str]]:
@@ -810,6 +832,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "SmolLM2, stages": smol_stages,
     "SmolLM2, ladder": smol_ladder,
     "half, stages": half_stages,
+    "real text": real_text,
     "outcomes": outcomes,
     "recall": recall,
     "mined questions": mining_counts,
@@ -827,19 +850,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "kills": kills,
 }
 
-# The one table that README.md has too.
-MAIN_TABLE = "tiny, exact match"
+# What README.md has too.
+README_TABLES = ("tiny, exact match", "real text")
 
 
 def write_tables(readme: Path, reference_readme: Path) -> None:
-    """Put the main table into one file, and all tables into another.
+    """Put the README's tables into one file, and all tables into another.
 
     Raises:
         ValueError: if markers are missing.
         OSError: if a file cannot be read or written.
     """
     made = {name: make() for name, make in TABLES.items()}
-    write_between_markers(readme, MAIN_TABLE, made[MAIN_TABLE])
+    for name in README_TABLES:
+        write_between_markers(readme, name, made[name])
     for name, table in made.items():
         write_between_markers(reference_readme, name, table)
 

@@ -32,6 +32,40 @@ settings.register_profile(
 )
 settings.load_profile("kr1")
 
+# With `pytest -n 2` each file is run by one process. The longest come first, for a long
+# one that begins last would keep one core waiting.
+LONGEST = (
+    "test_notebooks.py",
+    "test_kill.py",
+    "test_accelerate.py",
+    "test_several_processes.py",
+    "test_busy.py",
+    "test_training.py",
+    "test_serving.py",
+    "test_forecast.py",
+    "test_faults.py",
+    "test_downloads.py",
+    "test_simulate.py",
+    "test_browser.py",
+    "test_going_on.py",
+    "test_run.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Whole files, so that what a module's tests share is made once, in our order."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
 
 @pytest.fixture(autouse=True)
 def _threads():

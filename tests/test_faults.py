@@ -153,6 +153,7 @@ def sentence(stderr: str) -> str:
     return stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_index_that_vanished_between_notebooks_is_built_again(indexed):
     shutil.rmtree(indexed / "index")
     done = run_only("01", indexed)
@@ -161,6 +162,7 @@ def test_index_that_vanished_between_notebooks_is_built_again(indexed):
     assert len(Retriever.open(indexed / "index"))
 
 
+@pytest.mark.slow
 def test_index_that_vanished_in_part_is_named_before_any_training(indexed):
     lost = next((indexed / "index").glob("*.npy"))
     kept = lost.rename(indexed / "kept")
@@ -208,6 +210,7 @@ def test_kernel_that_is_killed_for_memory_is_one_sentence(tmp_path):
     assert sentence(said).startswith("Stopped in notebook 01_build_index: Kernel died")
 
 
+@pytest.mark.slow
 def test_kernel_ends_with_a_run_that_is_killed_and_lets_the_next_one_in(tmp_path):
     run, kernel = start_01(tmp_path)
     second = run_only("01", tmp_path)

@@ -19,7 +19,7 @@ LAUNCH = [
     "--num_processes=2",
 ]
 # DeepSpeed is not among the requirements; where it is installed, it is tested, too.
-SPREAD = ["ddp", "fsdp"]
+SPREAD = ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)]
 if find_spec("deepspeed"):
     SPREAD += ["zero2", "zero3"]
 COLUMNS = (

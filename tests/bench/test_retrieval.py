@@ -13,6 +13,7 @@ from kr1_utils.files import REPO
 SHIPPED = pd.read_csv(REPO / "data" / "reference" / "bench_retrieval.csv")
 
 
+@pytest.mark.slow
 def test_engines_are_measured_side_by_side():
     table = retrieval.measure(argparse.Namespace(passages=3000, corpus=None))
     assert list(table.columns) == list(SHIPPED.columns)

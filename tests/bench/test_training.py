@@ -10,19 +10,13 @@ from kr1_utils.bench import training
 from kr1_utils.files import REPO
 from kr1_utils.profiles import resolve
 
-# Of the profile's rows and the benchmark's budget: all, as the shipped table has them,
-# or a fourth.
-SIZES = [pytest.param(1, marks=pytest.mark.slow), 4]
+
+@pytest.fixture(scope="module")
+def measured():
+    return training.measure_updates(resolve("tiny"), training.BUDGET, repeats=1)
 
 
-@pytest.fixture(scope="module", params=SIZES, ids="1/{}".format)
-def measured(request):
-    rows = resolve("tiny").grpo["per_device_train_batch_size"] // request.param
-    profile = resolve("tiny", {"per_device_train_batch_size": rows})
-    budget = training.BUDGET // request.param
-    return training.measure_updates(profile, budget, repeats=1)
-
-
+@pytest.mark.slow
 def test_the_table_is_as_the_shipped_one(measured):
     shipped = pd.read_csv(REPO / "data" / "reference" / "bench_training.csv")
     assert list(measured.columns) == list(shipped.columns)
@@ -31,6 +25,7 @@ def test_the_table_is_as_the_shipped_one(measured):
     assert (measured["seconds"] > 0).all()
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_keep_their_memory_while_responses_grow(measured):
     peak = measured.set_index(["lengths", "mean_tokens", "way"])["peak_mib"]
     assert peak["mixed", 120, "trl"] > 1.5 * peak["mixed", 40, "trl"]

@@ -58,6 +58,7 @@ def test_without_the_repository_its_models_are_refused_in_one_sentence(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_7b_is_forecast_in_little_memory():
     code = """
 from kr1_utils import cli
@@ -87,7 +88,7 @@ print(open("/proc/self/status").read())
         pytest.param("3b", 4096, 24, 10.8, 18.4, 32_512, marks=pytest.mark.slow),
         ("7b", 8192, 80, 20.8, 52.1, 32_512),
         pytest.param("7b", 16384, 40, 25.3, 34.1, 32_512, marks=pytest.mark.slow),
-        ("7b-4bit", 8192, 24, 11.9, 22.6, 9_030),
+        pytest.param("7b-4bit", 8192, 24, 11.9, 22.6, 9_030, marks=pytest.mark.slow),
     ],
 )
 def test_forecast_that_was_published_still_holds(
@@ -100,6 +101,7 @@ def test_forecast_that_was_published_still_holds(
     assert result["longest_response_tokens"] == longest
 
 
+@pytest.mark.slow
 def test_longest_response_is_where_it_stops_fitting():
     profile = resolve("smol", {"use_lora": False, "tokens_per_micro_batch": 0})
     longest = forecast(profile, gpu_gib=16)["longest_response_tokens"]
@@ -137,10 +139,15 @@ def test_forecast_as_text(capsys):
     assert "Longest response that fits" in text
 
 
+WHOLE_BATCHES = {"tokens_per_micro_batch": 0}
+
+
 @pytest.mark.parametrize(
     "profile, overrides, gpu_gib, advice",
     [
-        ("smol", {"tokens_per_micro_batch": 0}, 16, "max_response_tokens to"),
+        pytest.param(
+            "smol", WHOLE_BATCHES, 16, "max_response_tokens to", marks=pytest.mark.slow
+        ),
         ("7b", {"use_lora": False}, 48, "use LoRA"),
         ("7b", {}, 24, "vllm_gpu_memory_utilization"),
     ],

@@ -114,7 +114,7 @@ def test_tiny_takes_what_is_simulated(
     "rows, tokens, lora, checkpointing, chunked",
     [
         (1, 256, True, True, True),
-        (4, 256, True, False, True),
+        pytest.param(4, 256, True, False, True, marks=pytest.mark.slow),
         pytest.param(2, 512, True, True, False, marks=pytest.mark.slow),
         pytest.param(2, 256, False, True, True, marks=pytest.mark.slow),
     ],

@@ -63,7 +63,7 @@ def test_resumed_run_logs_what_an_undisturbed_one_logs(folders, questions, retri
 
 
 # Five steps are an epoch: a checkpoint where the second begins, and one in it.
-@pytest.mark.parametrize("save_steps", [5, 6])
+@pytest.mark.parametrize("save_steps", [5, pytest.param(6, marks=pytest.mark.slow)])
 def test_run_that_goes_on_in_a_later_epoch_is_the_undisturbed_one(
     save_steps, folders, questions, retriever
 ):
