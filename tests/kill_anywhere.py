@@ -372,8 +372,8 @@ class Killer:
         for number in left:
             file = self.out / f"{number}.ipynb"
             following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
-            # A kernel starts for some seconds before it executes its first cell.
-            seconds = self.random.uniform(0, 2.0)
+            # A kernel starts for a second or two before it executes its first cell.
+            seconds = self.random.uniform(0, 1.0)
             self.wait(run, lambda file=file: self.fresh(file), seconds)
             if self.kill_if(run, lambda cells=following: not self.executed(cells)):
                 return True
@@ -410,31 +410,36 @@ class Killer:
         self.wait(run, lambda: self.inside(place), seconds)
         return self.kill_if(run, lambda: self.inside(place))
 
-    def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
+    def torment(
+        self, place: str, kills: int, killed=lambda: None, to_the_end: bool = True
+    ) -> dict:
         """Kill this many runs in this place; each goes on until it ends, and is
         compared.
 
         Args:
             killed: called after each kill, for progress.
+            to_the_end: the last run also executes the notebooks that follow.
 
         Returns:
             a row: place, kills, and how many of them were resumed and ended equal."""
         try:
-            return self._torment(place, kills, killed)
+            return self._torment(place, kills, killed, to_the_end)
         finally:
             # What goes wrong here must leave no run behind that writes to the folder
             # of the next one.
             if self.run.poll() is None:
                 self.kill(self.run)
 
-    def _torment(self, place: str, kills: int, killed) -> dict:
+    def _torment(self, place: str, kills: int, killed, to_the_end: bool) -> dict:
         row = {"place": place, "kills": 0, "resumed": 0, "equal": 0}
         while row["kills"] < kills:
             self.restore("01" if place == "between" else CELLS[place][0])
-            self._chain(place, kills, row, killed)
+            self._chain(place, kills, row, killed, to_the_end)
         return row
 
-    def _chain(self, place: str, kills: int, row: dict, killed) -> None:
+    def _chain(
+        self, place: str, kills: int, row: dict, killed, to_the_end: bool
+    ) -> None:
         """Kill one run again and again until it ends by itself, and compare it."""
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
         in_chain = 0
@@ -444,11 +449,13 @@ class Killer:
         while goes_on:
             if row["kills"] < kills:
                 goes_on = self.attempt(place)
-            else:
-                # The last one runs to the end of all notebooks.
+            elif to_the_end or place == "between":
                 self.finish()
                 goes_on = False
                 numbers = list(MADE)
+            else:
+                self.finish(CELLS[place][0])
+                goes_on = False
             if not self.went_on(kept):
                 print(place, "did again what was complete", flush=True)
                 all_resumed = False
