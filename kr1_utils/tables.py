@@ -300,6 +300,32 @@ def tiny_before_grpo() -> str:
     return markdown(["", "exact match", "F1", "format valid", "searches"], rows)
 
 
+def tiny_machines() -> str:
+    """The same run of `tiny` on two machines."""
+    rows = [
+        [
+            row["machine"],
+            str(row["threads"]),
+            f"{row['em']:.3f}",
+            f"{row['em_single']:.3f}",
+            f"{row['same_losses_through_step']} of 60",
+            f"{row['other_answers']} of 940",
+            f"{row['seconds_03']:.0f} s, {row['seconds_04']:.0f} s",
+        ]
+        for _, row in pd.read_csv(REFERENCE / "tiny_machines.csv").iterrows()
+    ]
+    header = [
+        "seed 42",
+        "threads",
+        "multi-hop: EM",
+        "single-hop: EM",
+        "equal losses until step",
+        "other answers",
+        "03 and 04 took",
+    ]
+    return markdown(header, rows)
+
+
 def tiny_comparisons() -> str:
     """Which of two names is answered after training, in three runs."""
     picked = {"the right one": 0, "the other one": 0, "neither": 0}
@@ -827,6 +853,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tiny, rewards": tiny_rewards,
     "tiny, decisions": tiny_decisions,
     "tiny, comparisons": tiny_comparisons,
+    "tiny, machines": tiny_machines,
     "tiny, ladder": tiny_ladder,
     "tiny, habits": tiny_habits,
     "SmolLM2, stages": smol_stages,
