@@ -31,7 +31,12 @@ def loss_of_group(
     trainer.model.train()
     # TRL divides by it, and sets it when training begins.
     trainer.current_gradient_accumulation_steps = 1
-    loss = trainer.compute_loss(trainer.model, batch)
+    # TRL reports how long a loss takes, and a dashboard only opens with the training.
+    report_to, trainer.args.report_to = trainer.args.report_to, []
+    try:
+        loss = trainer.compute_loss(trainer.model, batch)
+    finally:
+        trainer.args.report_to = report_to
     metrics.clear()
     metrics.update(logged_before)
     return loss

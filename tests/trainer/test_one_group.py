@@ -1,8 +1,11 @@
 """TRL's loss of a group: that of the published formula, and no trace in the log."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import make_trainer, tiny_profile
+from trl.extras import profiling
 
 from kr1_utils import agent, trainer
 from kr1_utils.engines import TransformersEngine
@@ -66,3 +69,25 @@ def test_loss_and_gradient_are_those_of_the_formula(
     assert (found - wanted).abs().max() < 1e-5
     assert wanted.norm() > 1e-3
     assert not any(grpo._metrics["train"].values())
+
+
+def test_nothing_is_reported_before_a_dashboard_is_open(
+    tmp_path, questions, retriever, monkeypatch
+):
+    def log(*_, **__):
+        raise RuntimeError("Call trackio.init() before trackio.log().")
+
+    closed = SimpleNamespace(log=log)
+    monkeypatch.setattr(profiling, "trackio", closed, raising=False)
+    monkeypatch.setattr(profiling, "is_trackio_available", lambda: True)
+    profile = tiny_profile()
+    grpo = make_trainer(tmp_path, questions, retriever, profile)
+    grpo.args.report_to = ["trackio"]
+    engine = TransformersEngine(
+        grpo.model, grpo.processing_class, grpo.chat.end_of_turn, 1
+    )
+    group = agent.rollout(
+        engine, grpo.processing_class, retriever, questions["train"][:2], profile.limits
+    )
+    trainer.loss_of_group(grpo, group, torch.tensor([1.0, -1.0]))
+    assert grpo.args.report_to == ["trackio"]
