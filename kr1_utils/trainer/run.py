@@ -56,6 +56,9 @@ def run(
     checkpoint = resume_point(grpo.folder / "training", settings)
     if checkpoint:
         print("goes on from", display_path(Path(checkpoint)))
+    if grpo.args.log_completions:
+        # TRL made it with the trainer; it went if the folder was cleared since.
+        Path(grpo.args.output_dir, "completions").mkdir(parents=True, exist_ok=True)
     grpo.on_out_of_memory = lambda tokens: _advice(profile, tokens)
     alarms.watch(grpo, grpo.folder, profile.stop_on_alarm)
     _log_decisions(grpo, profile, questions)

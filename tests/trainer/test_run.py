@@ -46,6 +46,12 @@ def test_the_same_run_goes_on_and_another_starts_anew(prepare):
     assert train(prepare(seed=7, learning_rate=1e-3)) is None
 
 
+def test_a_run_that_starts_anew_has_a_folder_for_trls_tables(prepare):
+    one = prepare(max_steps=1, log_completions=True, num_completions_to_print=0)
+    train(one)
+    assert len(list((one.folder / "training" / "completions").glob("*.parquet"))) == 1
+
+
 def test_another_reward_starts_anew(prepare):
     train(prepare())
     other = prepare()
