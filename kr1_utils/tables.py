@@ -46,6 +46,12 @@ OTHER_REWARDS = {
     "and 0.3 for the share of the evidence found": "tiny_evidence",
 }
 
+# Machines that ran seed 42 -> their folder.
+MACHINES = {
+    "one thread (the run of this page)": "tiny",
+    "an AMD EPYC without AVX-512, two threads": "tiny_other_machine",
+}
+
 # The stages of a pretrained model.
 STAGES = ("untouched", "after the cold start", "after GRPO")
 
@@ -301,29 +307,33 @@ def tiny_before_grpo() -> str:
 
 
 def tiny_machines() -> str:
-    """The same run of `tiny` on two machines."""
-    rows = [
-        [
-            row["machine"],
-            str(row["threads"]),
-            f"{row['em']:.3f}",
-            f"{row['em_single']:.3f}",
-            f"{row['same_losses_through_step']} of 60",
-            f"{row['other_answers']} of 940",
-            f"{row['seconds_03']:.0f} s, {row['seconds_04']:.0f} s",
-        ]
-        for _, row in pd.read_csv(REFERENCE / "tiny_machines.csv").iterrows()
-    ]
-    header = [
-        "seed 42",
-        "threads",
-        "multi-hop: EM",
-        "single-hop: EM",
-        "equal losses until step",
-        "other answers",
-        "03 and 04 took",
-    ]
+    """The same run of `tiny` on two machines, beside the first."""
+    first_log = pd.read_csv(REFERENCE / "tiny/seed42/train_log.csv")
+    first_answers = {row["id"]: row["prediction"] for row in _tiny_after(42)}
+    rows = []
+    for machine, folder in MACHINES.items():
+        log = pd.read_csv(REFERENCE / folder / "seed42" / "train_log.csv")
+        answers = _tiny_after(42, folder)
+        other_steps = log["step"][log["loss"] != first_log["loss"]].tolist()
+        other_answers = sum(
+            row["prediction"] != first_answers[row["id"]] for row in answers
+        )
+        rows.append(
+            [
+                machine,
+                _em(_multi_hop(answers)),
+                _em(_of_type(answers, "single")),
+                ", ".join(map(str, other_steps)) or "none",
+                f"{other_answers} of {len(answers)}",
+            ]
+        )
+    header = ["seed 42", "multi-hop: EM", "single-hop: EM"]
+    header += ["steps with another loss", "other answers"]
     return markdown(header, rows)
+
+
+def _em(predictions: list[dict]) -> str:
+    return f"{mean(predictions, 'em'):.3f}"
 
 
 def tiny_comparisons() -> str:

@@ -410,36 +410,31 @@ class Killer:
         self.wait(run, lambda: self.inside(place), seconds)
         return self.kill_if(run, lambda: self.inside(place))
 
-    def torment(
-        self, place: str, kills: int, killed=lambda: None, to_the_end: bool = True
-    ) -> dict:
+    def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
         """Kill this many runs in this place; each goes on until it ends, and is
         compared.
 
         Args:
             killed: called after each kill, for progress.
-            to_the_end: the last run also executes the notebooks that follow.
 
         Returns:
             a row: place, kills, and how many of them were resumed and ended equal."""
         try:
-            return self._torment(place, kills, killed, to_the_end)
+            return self._torment(place, kills, killed)
         finally:
             # What goes wrong here must leave no run behind that writes to the folder
             # of the next one.
             if self.run.poll() is None:
                 self.kill(self.run)
 
-    def _torment(self, place: str, kills: int, killed, to_the_end: bool) -> dict:
+    def _torment(self, place: str, kills: int, killed) -> dict:
         row = {"place": place, "kills": 0, "resumed": 0, "equal": 0}
         while row["kills"] < kills:
             self.restore("01" if place == "between" else CELLS[place][0])
-            self._chain(place, kills, row, killed, to_the_end)
+            self._chain(place, kills, row, killed)
         return row
 
-    def _chain(
-        self, place: str, kills: int, row: dict, killed, to_the_end: bool
-    ) -> None:
+    def _chain(self, place: str, kills: int, row: dict, killed) -> None:
         """Kill one run again and again until it ends by itself, and compare it."""
         numbers = list(MADE) if place == "between" else [CELLS[place][0]]
         in_chain = 0
@@ -449,13 +444,11 @@ class Killer:
         while goes_on:
             if row["kills"] < kills:
                 goes_on = self.attempt(place)
-            elif to_the_end or place == "between":
+            else:
+                # The last one runs to the end of all notebooks.
                 self.finish()
                 goes_on = False
                 numbers = list(MADE)
-            else:
-                self.finish(CELLS[place][0])
-                goes_on = False
             if not self.went_on(kept):
                 print(place, "did again what was complete", flush=True)
                 all_resumed = False

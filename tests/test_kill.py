@@ -24,9 +24,7 @@ def test_two_runs_with_one_seed_make_the_same(killer):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_was_killed_goes_on_and_ends_as_the_undisturbed_run(killer, place):
-    # The later notebooks read what 03 saved, so they follow once; "between" has all.
-    to_the_end = place == "saving"
-    assert killer.torment(place, 4, to_the_end=to_the_end) == {
+    assert killer.torment(place, 4) == {
         "place": place,
         "kills": 4,
         "resumed": 4,

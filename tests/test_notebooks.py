@@ -22,10 +22,9 @@ pytestmark = pytest.mark.notebook
 REPO = files.REPO
 # Short, and long enough to see that it learns.
 LEARNING = {
-    "max_steps": 16,
-    "per_device_train_batch_size": 32,
-    "eval_questions": 60,
-    "ladder_questions": 8,
+    "max_steps": 24,
+    "per_device_train_batch_size": 48,
+    "eval_questions": 80,
     "save_steps": 8,
 }
 PACK = Path(os.environ.get("KR1_2WIKI", REPO.parent / "shared" / "data" / "2wiki"))

@@ -20,7 +20,6 @@ from kr1_utils.bench.machine import machine_name
 # GNU OpenMP's own number, where nobody sets another, and the package's.
 SPIN_COUNTS = {"as GNU OpenMP has it": "300000", "as kr1_utils sets it": "1000"}
 STEPS = 6
-TRAJECTORIES = 64
 BUSY = "while True: pass"
 
 
@@ -29,12 +28,11 @@ def measure(arguments) -> pd.DataFrame:
     return measure_steps(arguments.steps)
 
 
-def measure_steps(steps: int = STEPS, trajectories: int = TRAJECTORIES) -> pd.DataFrame:
+def measure_steps(steps: int = STEPS) -> pd.DataFrame:
     """Seconds of a training step of `tiny`, on a quiet machine and on a busy one.
 
     Args:
         steps: of each training; the first is not counted.
-        trajectories: of each step.
 
     Returns:
         one row per setting and state of the machine: `spinning`, `other_processes` (0
@@ -45,7 +43,7 @@ def measure_steps(steps: int = STEPS, trajectories: int = TRAJECTORIES) -> pd.Da
     for other_processes in (0, 1):
         for spinning, count in SPIN_COUNTS.items():
             with _busy_processes(other_processes):
-                seconds = _seconds_of_a_step(steps, trajectories, count)
+                seconds = _seconds_of_a_step(steps, count)
             rows.append(
                 {
                     "spinning": spinning,
@@ -69,36 +67,27 @@ def _busy_processes(number: int):
             process.wait()
 
 
-def _seconds_of_a_step(steps: int, trajectories: int, spin_count: str) -> float:
+def _seconds_of_a_step(steps: int, spin_count: str) -> float:
     """The median, of a training in a process of its own: the setting is read once."""
     with tempfile.TemporaryDirectory() as folder:
-        words = [folder, str(steps), str(trajectories)]
-        command = [sys.executable, "-m", "kr1_utils.bench.busy", *words]
+        command = [sys.executable, "-m", "kr1_utils.bench.busy", folder, str(steps)]
         environment = {**os.environ, "GOMP_SPINCOUNT": spin_count}
         subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
         log = pd.read_csv(Path(folder) / "train_log.csv")
     return statistics.median(log["step_time"][1:])
 
 
-def train(
-    folder: Path, steps: int, retriever=None, trajectories: int = TRAJECTORIES
-) -> None:
+def train(folder: Path, steps: int, retriever=None) -> None:
     """Train `tiny` for this number of steps, in this process.
 
     Args:
-        trajectories: of each step.
         retriever: None builds an index of its passages.
     """
     from kr1_utils import corpus, models, rewards, trainer
     from kr1_utils.profiles import resolve
     from kr1_utils.retriever.search import Retriever
 
-    settings = {
-        "max_steps": steps,
-        "save_steps": steps,
-        "per_device_train_batch_size": trajectories,
-    }
-    profile = resolve("tiny", settings)
+    profile = resolve("tiny", {"max_steps": steps, "save_steps": steps})
     model, tokenizer = models.load_profile(profile, trainable=True)
     where = corpus.locate_files(profile)
     questions = corpus.load_split(where, "train")
@@ -117,5 +106,4 @@ def train(
 
 
 if __name__ == "__main__":
-    out, steps, trajectories = sys.argv[1:]
-    train(Path(out), int(steps), trajectories=int(trajectories))
+    train(Path(sys.argv[1]), int(sys.argv[2]))

@@ -27,7 +27,7 @@ def test_busy_processes_end_with_their_block():
 
 @pytest.mark.slow
 def test_steps_are_measured_quiet_and_busy_with_both_settings():
-    table = busy.measure_steps(steps=2, trajectories=8)
+    table = busy.measure_steps(steps=2)
     assert table["other_processes"].tolist() == [0, 0, 1, 1]
     assert set(table["spinning"]) == set(busy.SPIN_COUNTS)
     assert (table["seconds"] > 0).all()

@@ -75,7 +75,6 @@ def test_no_passages_are_refused():
 @pytest.mark.slow
 def test_all_ways_are_measured_side_by_side(monkeypatch):
     monkeypatch.setattr(serving, "REQUESTS", {1: 64, 64: 4})
-    monkeypatch.setattr(serving, "STEPS", 1)
     table = serving.measure_serving(2000, rounds=1)
     assert list(table.columns) == list(SHIPPED.columns)
     assert list(table["way"]) == list(SHIPPED["way"])
