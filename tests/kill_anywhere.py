@@ -6,9 +6,9 @@ undisturbed run.
 A place is a part of the run: the building of the index, a training step, the writing of
 a checkpoint, the saving of what was trained, the evaluation, the time between two
 notebooks. SIGKILL goes to the run's whole process group; the same command then goes on,
-and is killed again, until it ends by itself. No notebook that was complete and no step
-that a checkpoint covers may be done again ("resumed"), and everything is compared
-exactly, except seconds and memory ("equal")."""
+and is killed again, in one place after the other, until it ends by itself. No notebook
+that was complete and no step that a checkpoint covers may be done again ("resumed"),
+and everything is compared exactly, except seconds and memory ("equal")."""
 
 import argparse
 import contextlib
@@ -49,6 +49,18 @@ CELLS = {
     "evaluation": ("04", "answer(base, questions)", "summary.json"),
 }
 PLACES = (*CELLS, "between")
+# In this order a run comes by them; it may be killed several times in one.
+TIMES_IN_ONE = 4
+ROUTE = [
+    *["index"] * TIMES_IN_ONE,
+    *["between"] * 2,
+    *["step"] * TIMES_IN_ONE,
+    *["checkpoint"] * TIMES_IN_ONE,
+    *["saving"] * TIMES_IN_ONE,
+    "between",
+    *["evaluation"] * TIMES_IN_ONE,
+    "between",
+]
 MADE = {
     "01": ["retrieval.json", "index"],
     "03": [
@@ -104,9 +116,9 @@ def read_csv(file: Path) -> list[dict]:
         return list(csv.DictReader(lines))
 
 
-def differences(one: Path, other: Path, numbers=tuple(MADE)) -> list[str]:
-    """Outputs of these notebooks that are not equal."""
-    names = [name for number in numbers for name in MADE[number]]
+def differences(one: Path, other: Path) -> list[str]:
+    """Outputs of two runs that are not equal."""
+    names = [name for made in MADE.values() for name in made]
     return [name for name in names if content(one / name) != content(other / name)]
 
 
@@ -163,8 +175,9 @@ class Killer:
         self.sets = [
             f"--set={key}={json.dumps(value)}" for key, value in settings.items()
         ]
+        self.steps = settings["max_steps"]
         self.save_steps = settings["save_steps"]
-        self.checkpoints = settings["max_steps"] // self.save_steps
+        self.checkpoints = self.steps // self.save_steps
         self._write_data()
 
     def _write_data(self) -> None:
@@ -187,12 +200,10 @@ class Killer:
 
     # --- runs ---
 
-    def start(self, only: str = "") -> subprocess.Popen:
-        """Start the command, of one notebook or of all."""
+    def start(self) -> subprocess.Popen:
+        """Start the command."""
         self.began = time.time_ns()
         words = ["--data", str(self.data), "--out", str(self.out), *self.sets]
-        if only:
-            words += ["--only", only]
         with (self.folder / "log.txt").open("a") as log:
             self.run = subprocess.Popen(
                 [sys.executable, "-m", "kr1_utils", "run", *words],
@@ -202,29 +213,16 @@ class Killer:
             )
         return self.run
 
-    def finish(self, only: str = "") -> None:
-        """Run the command to its end."""
-        if self.start(only).wait() != 0:
-            self._stopped()
-
-    def _stopped(self):
-        raise RuntimeError(f"The run stopped: see {self.folder / 'log.txt'}.")
-
     def undisturbed(self) -> None:
-        """Run it notebook after notebook, and keep what there is before each."""
-        for number in NUMBERS:
-            before = self.folder / f"before{number}"
-            if self.out.exists():
-                shutil.copytree(self.out, before)
-            else:
-                before.mkdir()
-            self.finish(number)
-        shutil.copytree(self.out, self.whole)
+        """Run it once to its end, and keep what it made."""
+        self.start()
+        self._end()
+        self.out.rename(self.whole)
 
-    def restore(self, number: str) -> None:
-        """Bring OUT back to what it was before this notebook."""
-        shutil.rmtree(self.out, ignore_errors=True)
-        shutil.copytree(self.folder / f"before{number}", self.out)
+    def _end(self) -> None:
+        """Let the run end."""
+        if self.run.wait() != 0:
+            raise RuntimeError(f"The run stopped: see {self.folder / 'log.txt'}.")
 
     def kill(self, run: subprocess.Popen) -> None:
         """SIGKILL for its process group."""
@@ -256,19 +254,18 @@ class Killer:
         send_all(family, signal.SIGCONT)
         return False
 
-    def wait(self, run: subprocess.Popen, ready, seconds: float) -> bool:
-        """Wait until `ready()`, and these seconds after it; False if the run ends
-        first."""
-        pause = 0.002 if seconds < 0.1 else 0.05
+    def wait(self, ready, pause: float = 0.05) -> bool:
+        """Wait until `ready()`; False if the run ends first."""
         while not ready():
-            if run.poll() is not None:
+            if self.run.poll() is not None:
                 return False
             time.sleep(pause)
-        try:
-            run.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return True
-        return False
+        return True
+
+    def linger(self, longest: float) -> None:
+        """Let the run go on for a random time, at most these seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.run.wait(self.random.uniform(0, longest))
 
     # --- where a run is ---
 
@@ -282,24 +279,25 @@ class Killer:
 
     def inside(self, place: str) -> bool:
         """Whether the run is in this place now."""
+        return "running" in self.statuses(place)
+
+    def is_past(self, place: str) -> bool:
+        """Whether the run has left this place behind."""
+        if CELLS[place][0] in self.notebooks():
+            return True
+        statuses = self.statuses(place)
+        return bool(statuses) and statuses[-1] == "completed"
+
+    def statuses(self, place: str) -> list[str]:
+        """What papermill says of the cells of this place; [] before it said a word."""
         file = self.out / f"{CELLS[place][0]}.failed.ipynb"
         cells = code_cells(file) if self.fresh(file) else []
-        if not cells:
-            return False
-        first, last = bounds_of(place, cells)
-        return any(
-            cell["metadata"]["papermill"]["status"] == "running"
-            for cell in cells[first : last + 1]
-        )
+        return [of_papermill(cell, "status") for cell in cells_of(place, cells)]
 
     def length(self, place: str) -> float:
         """Seconds that the undisturbed run spent there."""
         cells = code_cells(self.whole / f"{CELLS[place][0]}.ipynb")
-        first, last = bounds_of(place, cells)
-        return sum(
-            cell["metadata"]["papermill"]["duration"]
-            for cell in cells[first : last + 1]
-        )
+        return sum(of_papermill(cell, "duration") for cell in cells_of(place, cells))
 
     def half_written(self) -> set[str]:
         """Checkpoints that do not say that they are complete."""
@@ -315,16 +313,21 @@ class Killer:
         folder = self.out / "training"
         return {name for name in self.half_written() if self.fresh(folder / name)}
 
+    def notebooks(self) -> dict[str, int]:
+        """The numbers of the complete notebooks, with the time at which each was
+        written."""
+        return {
+            record.stem: (self.out / f"{record.stem}.ipynb").stat().st_mtime_ns
+            for record in (self.out / ".done").glob("*.json")
+        }
+
     def complete(self) -> tuple[dict, list[str]]:
         """What is done, and must not be done again.
 
         Returns:
             notebooks, with the time at which each was written; and the seconds of each
             training step that a checkpoint covers."""
-        notebooks = {
-            record.stem: (self.out / f"{record.stem}.ipynb").stat().st_mtime_ns
-            for record in (self.out / ".done").glob("*.json")
-        }
+        notebooks = self.notebooks()
         log = self.out / "train_log.csv"
         seconds = [row["step_time"] for row in read_csv(log)] if log.exists() else []
         if "03" in notebooks:
@@ -345,39 +348,75 @@ class Killer:
 
     # --- killing ---
 
-    def attempt(self, place: str) -> bool:
-        """Start the command and kill it in this place.
+    def torment(self, kills: int, places=PLACES, killed=lambda: None) -> list[dict]:
+        """Kill runs this often in each of these places.
+
+        One run after the other is killed wherever its route comes by a place that has
+        too few kills, and goes on until it ends; then it is compared.
+
+        Args:
+            killed: called after each kill, for progress.
 
         Returns:
-            False if it ended by itself before there was a moment to kill it."""
+            a row per place: place, kills, and how many of them were resumed and ended
+            equal."""
+        rows = {
+            place: {"place": place, "kills": 0, "resumed": 0, "equal": 0}
+            for place in places
+        }
+        try:
+            while any(row["kills"] < kills for row in rows.values()):
+                self._torment_one(kills, rows, killed)
+        finally:
+            # What goes wrong here must leave no run behind that writes to the folder
+            # of the next one.
+            if self.run.poll() is None:
+                self.kill(self.run)
+        return list(rows.values())
+
+    def _torment_one(self, kills: int, rows: dict[str, dict], killed) -> None:
+        """Kill one run wherever a kill is wanted, let it end, and compare it."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        # For each kill: its place, and what was complete then.
+        hits = []
+        self.start()
+        for place in ROUTE:
+            if place not in rows or rows[place]["kills"] == kills:
+                continue
+            if self.kill_in(place):
+                rows[place]["kills"] += 1
+                killed()
+                hits.append((place, self.complete()))
+                self.start()
+        self._end()
+        equal = self._is_equal()
+        for place, complete_then in hits:
+            rows[place]["resumed"] += self.went_on(complete_then)
+            rows[place]["equal"] += equal
+
+    def kill_in(self, place: str) -> bool:
+        """Kill the run in this place.
+
+        Returns:
+            False if it left the place before there was a moment to kill it; it goes on
+            then, if it has not ended."""
         if place == "between":
-            killed = self._kill_between()
-        elif place == "checkpoint":
-            killed = self._kill_in_checkpoint()
-        else:
-            killed = self._kill_inside(place)
-        if not killed and self.run.wait() != 0:
-            self._stopped()
-        return killed
+            return self._kill_between()
+        if place == "checkpoint":
+            return self._kill_in_checkpoint()
+        return self._kill_inside(place)
 
     def _kill_between(self) -> bool:
-        """Kill after the first notebook that is left, before the next one executes a
-        cell; or, where that was missed, after the next."""
-        left = [
-            number
-            for number in NUMBERS
-            if not (self.out / ".done" / f"{number}.json").exists()
-        ]
-        run = self.start()
-        for number in left:
-            file = self.out / f"{number}.ipynb"
-            following = self.out / f"{int(number) + 1:02d}.failed.ipynb"
-            # A kernel starts for a second or two before it executes its first cell.
-            seconds = self.random.uniform(0, 1.0)
-            self.wait(run, lambda file=file: self.fresh(file), seconds)
-            if self.kill_if(run, lambda cells=following: not self.executed(cells)):
-                return True
-        return False
+        """Kill when another notebook is complete, before the next one executes a
+        cell."""
+        done = len(self.notebooks())
+        if done >= len(NUMBERS) - 1:
+            return False
+        self.wait(lambda: len(self.notebooks()) > done)
+        # A kernel starts for a second or two before it executes its first cell.
+        self.linger(1.0)
+        following = self.out / f"{NUMBERS[done + 1]}.failed.ipynb"
+        return self.kill_if(self.run, lambda: not self.executed(following))
 
     def executed(self, file: Path) -> bool:
         """Whether this attempt has executed a cell of this notebook."""
@@ -391,82 +430,43 @@ class Killer:
         left = self.checkpoints - len(steps) // self.save_steps
         skip = self.random.randrange(max(left, 1))
         seen = set()
-        run = self.start("03")
 
         def ready():
             writing = self.being_written()
             seen.update(writing)
-            return len(seen) > skip and writing
+            return (writing and len(seen) > skip) or self.is_past("checkpoint")
 
-        while self.wait(run, ready, self.random.uniform(0, 0.05)):
-            if self.kill_if(run, self.being_written):
+        while self.wait(ready, pause=0.002) and not self.is_past("checkpoint"):
+            self.linger(0.05)
+            if self.kill_if(self.run, self.being_written):
                 return True
         return False
 
     def _kill_inside(self, place: str) -> bool:
         """Kill while the cells of this place are executed."""
-        run = self.start(CELLS[place][0])
-        seconds = self.random.uniform(0, self.length(place))
-        self.wait(run, lambda: self.inside(place), seconds)
-        return self.kill_if(run, lambda: self.inside(place))
+        self.wait(lambda: self.inside(place) or self.is_past(place))
+        if self.is_past(place):
+            return False
+        self.linger(self.length(place) * self.share_left(place))
+        return self.kill_if(self.run, lambda: self.inside(place))
 
-    def torment(self, place: str, kills: int, killed=lambda: None) -> dict:
-        """Kill this many runs in this place; each goes on until it ends, and is
-        compared.
+    def share_left(self, place: str) -> float:
+        """How much of a place a run that goes on has left to do, of 1."""
+        if place != "step":
+            return 1.0
+        _, steps = self.complete()
+        return 1 - len(steps) / self.steps
 
-        Args:
-            killed: called after each kill, for progress.
-
-        Returns:
-            a row: place, kills, and how many of them were resumed and ended equal."""
-        try:
-            return self._torment(place, kills, killed)
-        finally:
-            # What goes wrong here must leave no run behind that writes to the folder
-            # of the next one.
-            if self.run.poll() is None:
-                self.kill(self.run)
-
-    def _torment(self, place: str, kills: int, killed) -> dict:
-        row = {"place": place, "kills": 0, "resumed": 0, "equal": 0}
-        while row["kills"] < kills:
-            self.restore("01" if place == "between" else CELLS[place][0])
-            self._chain(place, kills, row, killed)
-        return row
-
-    def _chain(self, place: str, kills: int, row: dict, killed) -> None:
-        """Kill one run again and again until it ends by itself, and compare it."""
-        numbers = list(MADE) if place == "between" else [CELLS[place][0]]
-        in_chain = 0
-        all_resumed = True
-        kept = self.complete()
-        goes_on = True
-        while goes_on:
-            if row["kills"] < kills:
-                goes_on = self.attempt(place)
-            else:
-                # The last one runs to the end of all notebooks.
-                self.finish()
-                goes_on = False
-                numbers = list(MADE)
-            if not self.went_on(kept):
-                print(place, "did again what was complete", flush=True)
-                all_resumed = False
-            kept = self.complete()
-            if goes_on:
-                in_chain += 1
-                row["kills"] += 1
-                killed()
+    def _is_equal(self) -> bool:
+        """Whether the run left what the undisturbed one did, and nothing half
+        written."""
         left = [
             file.name for file in self.out.iterdir() if file.suffix in (".part", ".old")
         ]
-        bad = differences(self.out, self.whole, numbers) + left
+        bad = differences(self.out, self.whole) + left
         if bad:
-            print(place, "differs in", *bad, flush=True)
-        if all_resumed:
-            row["resumed"] += in_chain
-        if not bad:
-            row["equal"] += in_chain
+            print("The run differs in", *bad, flush=True)
+        return not bad
 
 
 def copied(passage: dict, number: int) -> dict:
@@ -489,11 +489,18 @@ def code_cells(file: Path) -> list[dict]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def bounds_of(place: str, cells: list[dict]) -> tuple[int, int]:
-    """The places of the first and the last cell in a notebook's code cells."""
+def cells_of(place: str, cells: list[dict]) -> list[dict]:
+    """The cells of a place, of all code cells of its notebook."""
+    if not cells:
+        return []
     _, first, last = CELLS[place]
     sources = ["".join(cell["source"]) for cell in cells]
-    return cell_with(first, sources), cell_with(last, sources)
+    return cells[cell_with(first, sources) : cell_with(last, sources) + 1]
+
+
+def of_papermill(cell: dict, key: str):
+    """What papermill notes in a cell: its status, its duration in seconds, …"""
+    return cell["metadata"]["papermill"][key]
 
 
 def cell_with(word: str, sources: list[str]) -> int:
@@ -520,20 +527,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     parser.add_argument("--out", default="", help="CSV with one line per place")
     arguments = parser.parse_args()
-    rows = []
+    places = arguments.place or PLACES
     with tempfile.TemporaryDirectory() as folder:
         killer = Killer(Path(folder, "kill"), arguments.seed)
         killer.undisturbed()
-        for place in arguments.place or PLACES:
-            with progress(arguments.kills, place, " kills") as bar:
-                row = killer.torment(place, arguments.kills, bar.update)
-            rows.append(row)
-            print(
-                "{place}: {kills} kills, {resumed} resumed, {equal} equal".format(
-                    **row
-                ),
-                flush=True,
-            )
+        with progress(len(places) * arguments.kills, "killing", " kills") as bar:
+            rows = killer.torment(arguments.kills, places, bar.update)
+    for row in rows:
+        print("{place}: {kills} kills, {resumed} resumed, {equal} equal".format(**row))
     if arguments.out:
         with Path(arguments.out).open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
