@@ -8,10 +8,14 @@ import shutil
 import pandas as pd
 import pytest
 
-from kr1_utils import corpus
+from kr1_utils import corpus, models
+from kr1_utils.agent import rollout
+from kr1_utils.engines import TransformersEngine
 from kr1_utils.evaluation import OUTCOMES, answer_rank, mean
 from kr1_utils.files import REPO, write_jsonl
-from kr1_utils.reference import keep
+from kr1_utils.profiles import resolve
+from kr1_utils.protocol import ChatFormat
+from kr1_utils.reference import keep, keep_adapter
 from kr1_utils.retriever import Retriever
 from kr1_utils.scoring import (
     bootstrap,
@@ -235,6 +239,35 @@ def test_what_is_kept_of_a_run_is_what_it_left_but_for_passages(tmp_path):
     assert log == (shown / "train_log.csv").read_bytes()
     again = (tmp_path / "kept" / "ladder.jsonl.gz").read_bytes()
     assert gzip.decompress(again) == (run / "ladder.jsonl").read_bytes()
+
+
+def test_an_adapter_kept_in_bfloat16_is_half_as_large_and_answers_the_same(
+    tmp_path, questions, retriever
+):
+    shipped = REFERENCE / "tiny" / "seed42" / "checkpoint"
+    kept = tmp_path / "kept"
+    keep_adapter(shipped, kept, "data/tiny-lm")
+    sizes = [
+        (folder / "adapter_model.safetensors").stat().st_size
+        for folder in (shipped, kept)
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+    profile = resolve("tiny")
+    answers = []
+    for folder in (shipped, kept):
+        model, tokenizer = models.load("data/tiny-lm", folder)
+        end = ChatFormat.from_tokenizer(tokenizer).end_of_turn
+        made = rollout(
+            TransformersEngine(model, tokenizer, end, 0.0),
+            tokenizer,
+            retriever,
+            questions["test"][:20],
+            profile.limits,
+            profile.system_prompt,
+        )
+        answers.append([t.answer for t in made])
+    same = sum(one == other for one, other in zip(*answers, strict=True))
+    assert same >= 19
 
 
 def test_a_kept_adapter_names_its_model_as_the_repository_does(tmp_path):
