@@ -1,4 +1,6 @@
-"""Owns what makes generation fast on a CPU: its attention and its cache."""
+"""Owns what makes generation fast on a CPU: its attention, its cache and its head."""
+
+from contextlib import contextmanager
 
 from kr1_utils.extras import missing
 
@@ -70,6 +72,27 @@ def register_attention(name: str, attention) -> str:
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, sdpa_mask)
     return name
+
+
+@contextmanager
+def contiguous_at_head(model):
+    """While it is entered, the head gets its input without gaps in memory.
+
+    transformers gives it the last position of each prompt, as a view of all positions.
+    With weights in bfloat16 that are not trained, PyTorch multiplies such a view some
+    hundred times as slowly as a copy of it.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        yield
+        return
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].contiguous(), *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class PreallocatedLayer(DynamicLayer):

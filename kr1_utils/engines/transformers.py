@@ -9,6 +9,7 @@ from kr1_utils.engines.base import Generation, closes, closing_tokens
 from kr1_utils.engines.cpu import (
     PreallocatedLayer,
     RowCache,
+    contiguous_at_head,
     register_grouped_attention,
     starting_cache,
 )
@@ -371,7 +372,8 @@ def _ready_to_generate(model, fast: str):
             {part: fast for part, name in attention.items() if name == "sdpa"}
         )
     try:
-        yield
+        with contiguous_at_head(_without_peft(model)):
+            yield
     finally:
         model.train(was_training)
         if router_logits:

@@ -3,7 +3,8 @@
 Loss, clipping, advantages, LoRA and checkpoints are TRL's
 (https://github.com/huggingface/trl). Its public hook `rollout_func` hands over the
 trajectories; `env_mask` is the loss mask. What else is added lies in files of its own:
-`token_budget`, `out_of_memory`, `resume`, `again`, `lock`, `callbacks`.
+`token_budget`, `sampled_tokens`, `out_of_memory`, `resume`, `again`, `lock`,
+`callbacks`.
 """
 
 import math
@@ -32,6 +33,7 @@ from kr1_utils.trainer.logprobs import ShowsLogprobs
 from kr1_utils.trainer.out_of_memory import SavesWhenOutOfMemory
 from kr1_utils.trainer.reports import TensorBoardText, with_table
 from kr1_utils.trainer.resume import DurableCheckpoints, EpochOrder, StopsAtTheLastStep
+from kr1_utils.trainer.sampled_tokens import ScoresSampledTokens
 from kr1_utils.trainer.token_budget import TokenBudget
 
 try:
@@ -78,6 +80,7 @@ class KnowledgeGRPOTrainer(
     TrainsAgain,
     ShowsLogprobs,
     TokenBudget,
+    ScoresSampledTokens,
     SavesWhenOutOfMemory,
     StopsAtTheLastStep,
     DurableCheckpoints,
