@@ -10,6 +10,7 @@ from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM
 from kr1_utils.engines import TransformersEngine
 from kr1_utils.engines.cpu import (
     PreallocatedLayer,
+    contiguous_at_head,
     register_grouped_attention,
     starting_cache,
 )
@@ -61,6 +62,33 @@ def test_registering_again_changes_nothing():
     registered = AttentionInterface()[name]
     assert register_grouped_attention() == name
     assert AttentionInterface()[name] is registered
+
+
+def test_head_gets_the_last_positions_without_gaps(
+    grouped_model, prompts, tiny, monkeypatch
+):
+    head = grouped_model.get_output_embeddings()
+    forward = head.forward
+    seen = []
+
+    def noting(hidden):
+        seen.append((hidden.shape[1], hidden.is_contiguous()))
+        return forward(hidden)
+
+    monkeypatch.setattr(head, "forward", noting)
+    engine = TransformersEngine(grouped_model, tiny[1], 2, temperature=0.0)
+    engine.generate(prompts, [3] * len(prompts))
+    assert set(seen) == {(1, True)}
+    assert not head._forward_pre_hooks
+
+
+def test_a_model_without_a_head_is_left_as_it_is():
+    class Headless:
+        def get_output_embeddings(self):
+            return None
+
+    with contiguous_at_head(Headless()):
+        pass
 
 
 def test_preallocated_layer_holds_what_a_plain_one_holds():
