@@ -262,6 +262,8 @@ class KnowledgeGRPOTrainer(
                 yield engine
             return
         with (
+            # As in the loss: with `bf16` the adapter computes in bfloat16.
+            self.accelerator.autocast(),
             unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model,
             whole_weights(model),
         ):

@@ -325,6 +325,21 @@ def test_what_is_trained_is_float32_over_a_base_in_bfloat16(
     assert {p.dtype for p in base} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_tokens_are_sampled_in_the_precision_of_the_loss(
+    bf16, tmp_path, questions, retriever
+):
+    profile = replace(TINY, grpo=TINY.grpo | {"bf16": bf16})
+    run = make_trainer(tmp_path, questions, retriever, profile)
+    with run.engine():
+        assert torch.is_autocast_enabled("cpu") == bf16
+    run.train()
+    losses = [float(row["loss"]) for row in log_of(tmp_path)]
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    trained = models.trained_weights(run.model).values()
+    assert {weight.dtype for weight in trained} == {torch.float32}
+
+
 def test_sampling_arguments_of_trl_shape_what_is_sampled(
     tmp_path, questions, retriever
 ):
