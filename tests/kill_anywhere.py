@@ -178,6 +178,8 @@ class Killer:
         self.steps = settings["max_steps"]
         self.save_steps = settings["save_steps"]
         self.checkpoints = self.steps // self.save_steps
+        # Place -> seconds that a run spends there, at most.
+        self.lengths: dict[str, float] = {}
         self._write_data()
 
     def _write_data(self) -> None:
@@ -262,10 +264,15 @@ class Killer:
             time.sleep(pause)
         return True
 
-    def linger(self, longest: float) -> None:
-        """Let the run go on for a random time, at most these seconds."""
+    def linger(self, longest: float) -> float:
+        """Let the run go on for a random time, at most these seconds.
+
+        Returns:
+            the time, in seconds."""
+        seconds = self.random.uniform(0, longest)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.run.wait(self.random.uniform(0, longest))
+            self.run.wait(seconds)
+        return seconds
 
     # --- where a run is ---
 
@@ -295,9 +302,12 @@ class Killer:
         return [of_papermill(cell, "status") for cell in cells_of(place, cells)]
 
     def length(self, place: str) -> float:
-        """Seconds that the undisturbed run spent there."""
-        cells = code_cells(self.whole / f"{CELLS[place][0]}.ipynb")
-        return sum(of_papermill(cell, "duration") for cell in cells_of(place, cells))
+        """Seconds that the undisturbed run spent there, or a later one less."""
+        if place not in self.lengths:
+            cells = cells_of(place, code_cells(self.whole / f"{CELLS[place][0]}.ipynb"))
+            durations = [of_papermill(cell, "duration") for cell in cells]
+            self.lengths[place] = sum(durations)
+        return self.lengths[place]
 
     def half_written(self) -> set[str]:
         """Checkpoints that do not say that they are complete."""
@@ -370,9 +380,13 @@ class Killer:
         finally:
             # What goes wrong here must leave no run behind that writes to the folder
             # of the next one.
-            if self.run.poll() is None:
-                self.kill(self.run)
+            self._abandon()
         return list(rows.values())
+
+    def _abandon(self) -> None:
+        """Kill the run, if it has not ended."""
+        if self.run.poll() is None:
+            self.kill(self.run)
 
     def _torment_one(self, kills: int, rows: dict[str, dict], killed) -> None:
         """Kill one run wherever a kill is wanted, let it end, and compare it."""
@@ -388,6 +402,10 @@ class Killer:
                 killed()
                 hits.append((place, self.complete()))
                 self.start()
+        if not hits:
+            # There is nothing to compare it for.
+            self._abandon()
+            return
         self._end()
         equal = self._is_equal()
         for place, complete_then in hits:
@@ -447,8 +465,14 @@ class Killer:
         self.wait(lambda: self.inside(place) or self.is_past(place))
         if self.is_past(place):
             return False
-        self.linger(self.length(place) * self.share_left(place))
-        return self.kill_if(self.run, lambda: self.inside(place))
+        longest = self.length(place) * self.share_left(place)
+        seconds = self.linger(longest)
+        if self.kill_if(self.run, lambda: self.inside(place)):
+            return True
+        if longest:
+            # It was faster than the runs before it.
+            self.lengths[place] *= seconds / longest
+        return False
 
     def share_left(self, place: str) -> float:
         """How much of a place a run that goes on has left to do, of 1."""
